@@ -186,8 +186,14 @@ func (s *spare) connect(t testing.TB, socket string) *testShim {
 	return &testShim{s, task.NewTTRPCTaskClient(client), client, socket}
 }
 
-func (s *testShim) close() {
+// close lets the shim end by itself, as it does once its containers are deleted.
+func (s *testShim) close(t testing.TB) {
 	s.client.Close()
+	timer := time.AfterFunc(10*time.Second, func() {
+		t.Error("the shim does not end")
+		s.cmd.Process.Signal(syscall.SIGKILL)
+	})
+	defer timer.Stop()
 	s.cmd.Wait()
 }
 

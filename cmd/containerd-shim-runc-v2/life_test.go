@@ -19,7 +19,7 @@ func TestLife(t *testing.T) {
 	d := newDaemon(t)
 	dir := bundle(t, "life", []string{"sh", "-c", "exit 3"}, nil)
 	s := newSpare(t).assign(t, d, dir, "life")
-	defer s.close()
+	defer s.close(t)
 	ctx := t.Context()
 	created, err := s.Create(ctx, &task.CreateTaskRequest{ID: "life", Bundle: dir})
 	if err != nil {
@@ -71,7 +71,7 @@ func BenchmarkLife(b *testing.B) {
 		times[3] += step()
 		b.StopTimer()
 		next = newSpare(b)
-		s.close()
+		s.close(b)
 		b.StartTimer()
 	}
 	next.control.Close()

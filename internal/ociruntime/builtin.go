@@ -13,6 +13,7 @@ import (
 	"berth/internal/ociruntime/ocinit"
 
 	"github.com/containerd/errdefs"
+	_ "github.com/opencontainers/cgroups/devices" // device rules, which cgroup managers have only by this
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"

@@ -50,6 +50,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
 	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
+	end.idle = s.empty
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
 		return err
@@ -89,12 +90,15 @@ func Serve(ctx context.Context, cfg Config) error {
 type ending struct {
 	clients atomic.Int64
 	leaving atomic.Bool
-	once    sync.Once
-	done    chan struct{}
+	// idle tells that there is no container.
+	idle func() bool
+	once sync.Once
+	done chan struct{}
 }
 
 func newEnding() *ending { return &ending{done: make(chan struct{})} }
 
+// within ends the shim when its clients have left, or after d.
 func (e *ending) within(d time.Duration) {
 	e.leaving.Store(true)
 	if e.clients.Load() == 0 {
@@ -105,6 +109,25 @@ func (e *ending) within(d time.Duration) {
 }
 
 func (e *ending) now() { e.once.Do(func() { close(e.done) }) }
+
+// left is called when a client has disconnected. A shim that never got to have a
+// container ends with the client that wanted one.
+func (e *ending) left() {
+	if e.clients.Add(-1) > 0 {
+		return
+	}
+	if e.leaving.Load() {
+		e.now()
+		return
+	}
+	if e.idle() {
+		time.AfterFunc(lastContainer, func() {
+			if e.clients.Load() == 0 && e.idle() {
+				e.now()
+			}
+		})
+	}
+}
 
 // counted is a listener that counts the open connections.
 type counted struct {
@@ -129,10 +152,6 @@ type countedConn struct {
 
 func (c *countedConn) Close() error {
 	err := c.Conn.Close()
-	c.once.Do(func() {
-		if c.end.clients.Add(-1) == 0 && c.end.leaving.Load() {
-			c.end.now()
-		}
-	})
+	c.once.Do(c.end.left)
 	return err
 }

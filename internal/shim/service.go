@@ -106,6 +106,13 @@ func (s *service) create(ctx context.Context, req createRequest) (uint32, error)
 	return pid, nil
 }
 
+// empty tells that there is no container, not even one that is being made.
+func (s *service) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers) == 0
+}
+
 func (s *service) forget(c *container) {
 	s.mu.Lock()
 	delete(s.containers, c.id)

@@ -215,11 +215,8 @@ func (a *taskAPI) Connect(ctx context.Context, r *task.ConnectRequest) (*task.Co
 }
 
 func (a *taskAPI) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
-	a.s.mu.Lock()
-	n := len(a.s.containers)
-	a.s.mu.Unlock()
 	// Compat: a shim that has other containers stays, and says nothing.
-	if n == 0 || r.Now {
+	if a.s.empty() || r.Now {
 		a.shutdown(r.Now)
 	}
 	return empty, nil
