@@ -146,7 +146,7 @@ func (c *container) beforeExit(p *process) {
 	}
 	if !c.ownPIDs {
 		// Without its init a container is not one: what it left ends, too.
-		if err := c.oci.KillAll(c.service.ctx); err != nil {
+		if err := c.service.hold(func() error { return c.oci.KillAll(c.service.ctx) }); err != nil {
 			c.service.log.Error("what the container left behind cannot be killed", "container", c.id, "error", err)
 		}
 	}
