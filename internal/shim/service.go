@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"syscall"
 
@@ -192,6 +191,7 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 		p.finish(deleting, stopped)
 		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
+	c.unwatch()
 	p.release()
 	c.releaseExecs()
 	c.unmount()
@@ -403,5 +403,24 @@ func (s *service) update(ctx context.Context, id string, raw []byte) error {
 	return nil
 }
 
-// pid of the shim.
-func (s *service) pid() uint32 { return uint32(os.Getpid()) }
+func (s *service) stats(id string) (typeURL string, value []byte, err error) {
+	p, _, err := s.enter(id, "", opStats)
+	if err != nil {
+		return "", nil, err
+	}
+	return p.c.group.Metrics()
+}
+
+func (s *service) checkpoint(ctx context.Context, id string, opts ociruntime.CheckpointOptions) error {
+	p, before, err := s.enter(id, "", opCheckpoint)
+	if err != nil {
+		return err
+	}
+	err = s.hold(func() error { return p.c.oci.Checkpoint(ctx, opts) })
+	p.finish(checkpointing, before)
+	if err != nil {
+		return fmt.Errorf("OCI runtime checkpoint failed: %w", err)
+	}
+	s.publish(event{topic: "/tasks/checkpointed", body: &events.TaskCheckpointed{ContainerID: id, Checkpoint: opts.ImagePath}})
+	return nil
+}
