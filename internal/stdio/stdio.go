@@ -45,6 +45,7 @@ type Streams struct {
 	stdin   *os.File // our write end of stdin's FIFO
 	ended   bool     // CloseStdin was called
 	console *os.File
+	late    []string // FIFOs with output that no client has come for
 	closed  bool
 }
 
@@ -239,6 +240,9 @@ func (s *Streams) Close() {
 	files := append(s.keep, s.stdin, s.input, s.console)
 	s.keep, s.stdin, s.input = nil, nil, nil
 	s.mu.Unlock()
+	for _, path := range s.late {
+		dismiss(path)
+	}
 	s.closeChild()
 	for _, p := range s.pumps {
 		files = append(files, p.src, p.dst)
