@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -135,22 +136,45 @@ func (s *Streams) finish(out output) {
 		unix.Close(w)
 		return
 	}
-	s.late = append(s.late, path)
+	l := &lateFIFO{w: w, done: make(chan struct{})}
+	s.late = append(s.late, l)
 	go func() {
+		defer close(l.done)
 		// Waits, on a thread of its own, until the FIFO has a reader: a client, or
-		// Close. Its reader stays attached, for the kernel counts it before we go on.
-		if fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		// dismiss. The kernel counts the reader before we go on and close our end.
+		if fd, err := unix.Open(l.path(), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
 			unix.Close(fd)
 		}
-		unix.Close(w)
+		s.mu.Lock()
+		unix.Close(l.w)
+		l.w = -1
+		s.mu.Unlock()
 	}()
 }
 
-// dismiss ends the wait for clients that did not come.
-func dismiss(path string) {
-	if fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
-		unix.Close(fd)
+// lateFIFO is a FIFO with output that no client has come for.
+type lateFIFO struct {
+	w    int // a write end, -1 when it is closed; Streams.mu guards it
+	done chan struct{}
+}
+
+// path leads to the FIFO even if the client has removed it.
+func (l *lateFIFO) path() string { return "/proc/self/fd/" + strconv.Itoa(l.w) }
+
+// dismiss ends the wait for a client. Streams.mu is not held.
+func (s *Streams) dismiss(l *lateFIFO) {
+	s.mu.Lock()
+	if l.w < 0 {
+		s.mu.Unlock()
+		return
 	}
+	r, err := unix.Open(l.path(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	s.mu.Unlock()
+	if err != nil {
+		return // no descriptor is left: the goroutine waits on
+	}
+	<-l.done
+	unix.Close(r)
 }
 
 // openOutput opens a FIFO, a file:// URI or a plain file for writing.
