@@ -38,7 +38,7 @@ import (
 // left of one that was being made or removed; see CleanIngests.
 //
 // An ingest gets its directory when its writer is closed without a commit or
-// has nameSize bytes. Until then it is a file without a name, known to this
+// goes on after nameSize bytes. Until then it is a file without a name, known to this
 // process alone, and a crash leaves nothing of it. So a small blob costs two
 // syncs and hardly more. (Where there are no such files it has its directory
 // from the start.)

@@ -21,7 +21,7 @@ import (
 
 const (
 	// nameSize is how many bytes make an ingest worth resuming after a crash.
-	nameSize = 1 << 20
+	nameSize = 4 << 20
 	// writebackChunk is how many bytes are written before the kernel is asked to
 	// put them on the disk, so that Commit finds little left to wait for.
 	writebackChunk = 4 << 20
@@ -184,6 +184,11 @@ func (w *localWriter) Write(p []byte) (int, error) {
 	if w.file == nil {
 		return 0, w.closedError()
 	}
+	if !w.named && w.status.Offset >= nameSize {
+		if err := w.name(); err != nil {
+			return 0, w.writeError(err)
+		}
+	}
 	n, err := w.file.Write(p)
 	w.hash.Hash().Write(p[:n])
 	w.setOffset(w.status.Offset + int64(n))
@@ -191,13 +196,14 @@ func (w *localWriter) Write(p []byte) (int, error) {
 		w.file.StartWriteback(w.flushed, unflushed)
 		w.flushed = w.status.Offset
 	}
-	if err == nil && !w.named && w.status.Offset >= nameSize {
-		err = w.name()
-	}
 	if err != nil {
-		return n, fmt.Errorf("ingest %q: %w", w.ref, diskError(w.store.root, err))
+		return n, w.writeError(err)
 	}
 	return n, nil
+}
+
+func (w *localWriter) writeError(err error) error {
+	return fmt.Errorf("ingest %q: %w", w.ref, diskError(w.store.root, err))
 }
 
 func (w *localWriter) setOffset(offset int64) {
