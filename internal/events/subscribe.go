@@ -18,6 +18,8 @@ import (
 // the busiest node, at most a few megabytes.
 const queueLimit = 16384
 
+var errBehind = fmt.Errorf("subscriber is more than %d events behind, the subscription ends: %w", queueLimit, errdefs.ErrResourceExhausted)
+
 // Subscribe returns the events that match any of the filters (all when there
 // are none) until ctx ends. The error channel then yields at most one error
 // and both are closed: errdefs.ErrInvalidArgument for a filter that is
@@ -84,21 +86,28 @@ func (s *subscription) push(e object.Event) bool {
 	return true
 }
 
-func (s *subscription) take() []object.Event {
+// next takes the oldest event from the queue. What it returns still counts as
+// one more than the limit: the pump holds it.
+func (s *subscription) next() (object.Event, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	batch := s.queue
-	s.queue = nil
-	return batch
+	if len(s.queue) == 0 {
+		s.queue = nil // drop the array that the slice has crept through
+		return object.Event{}, false
+	}
+	e := s.queue[0]
+	s.queue[0] = object.Event{}
+	s.queue = s.queue[1:]
+	return e, true
 }
 
 func (s *subscription) pump(ctx context.Context, out chan<- object.Event) error {
 	for {
-		for _, e := range s.take() {
+		for e, ok := s.next(); ok; e, ok = s.next() {
 			select {
 			case out <- e:
 			case <-s.overrun:
-				return fmt.Errorf("subscriber is more than %d events behind, the subscription ends: %w", queueLimit, errdefs.ErrResourceExhausted)
+				return errBehind
 			case <-ctx.Done():
 				return ended(ctx)
 			}
@@ -106,7 +115,7 @@ func (s *subscription) pump(ctx context.Context, out chan<- object.Event) error 
 		select {
 		case <-s.wake:
 		case <-s.overrun:
-			return fmt.Errorf("subscriber is more than %d events behind, the subscription ends: %w", queueLimit, errdefs.ErrResourceExhausted)
+			return errBehind
 		case <-ctx.Done():
 			return ended(ctx)
 		}
