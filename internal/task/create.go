@@ -286,14 +286,13 @@ func (m *Manager) endStray(t *task, address string) {
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
-	pid := int(who.GetShimPid())
-	if pid <= 1 || !worksIn(pid, t.bundle.path) {
-		return
+	if pid := int(who.GetShimPid()); pid > 1 && worksIn(pid, t.bundle.path) {
+		if p, err := openProcess(pid); err == nil {
+			p.kill()
+			<-p.exited
+		}
 	}
-	if p, err := openProcess(pid); err == nil {
-		p.kill()
-		<-p.exited
-	}
+	m.removeSocket(strings.TrimPrefix(address, "unix://"))
 }
 
 // claim attaches the task to the shim at an address. If there is none yet it

@@ -1,10 +1,10 @@
 package task
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"berth/internal/events"
@@ -38,21 +38,21 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var mu sync.Mutex
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	ch, _ := x.Subscribe(ctx)
 	var seen []object.Event
-	ch, _ := x.Subscribe(t.Context())
-	go func() {
-		for e := range ch {
-			mu.Lock()
-			seen = append(seen, e)
-			mu.Unlock()
-		}
-	}()
 	t.Cleanup(func() { m.Close() })
 	return &testManager{m}, func() []object.Event {
-		mu.Lock()
-		defer mu.Unlock()
-		return append([]object.Event(nil), seen...)
+		// The mark comes after all that was published until now.
+		x.Publish(context.Background(), "mark", events.TaskOOM("mark"))
+		for e := range ch {
+			if e.Namespace == "mark" {
+				break
+			}
+			seen = append(seen, e)
+		}
+		return seen
 	}
 }
 
