@@ -51,6 +51,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // for the fakes, which end often
 	os.Exit(m.Run())
 }
 
