@@ -1,0 +1,64 @@
+package task
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+
+	"berth/internal/events"
+	"berth/internal/object"
+)
+
+type testManager struct{ *Manager }
+
+// newManager makes a manager with directories of its own, closed at the end of
+// the test. The function tells which events it published until now.
+func newManager(t testing.TB) (*testManager, func() []object.Event) {
+	t.Helper()
+	// Short, for the sake of sockets' paths.
+	dir, err := os.MkdirTemp("", "bt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return openManager(t, dir)
+}
+
+func openManager(t testing.TB, dir string) (*testManager, func() []object.Event) {
+	t.Helper()
+	x := events.New()
+	m, err := New(Options{
+		Root: dir + "/root", State: dir + "/run",
+		Address: dir + "/c.sock", TTRPCAddress: dir + "/c.sock.ttrpc",
+		Events: x,
+		Log:    slog.New(slog.NewTextHandler(logWriter{t}, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	ch, _ := x.Subscribe(ctx)
+	var seen []object.Event
+	t.Cleanup(func() { m.Close() })
+	return &testManager{m}, func() []object.Event {
+		// The mark comes after all that was published until now.
+		x.Publish(context.Background(), "mark", events.TaskOOM("mark"))
+		for e := range ch {
+			if e.Namespace == "mark" {
+				break
+			}
+			seen = append(seen, e)
+		}
+		return seen
+	}
+}
+
+type logWriter struct{ testing.TB }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
