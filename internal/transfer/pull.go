@@ -81,13 +81,17 @@ func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (object.Imag
 	if err := p.barrier(ctx); err != nil {
 		return object.Image{}, err
 	}
-	img, err := p.record(ctx, object.Image{Name: p.to.Name, Labels: p.to.Labels, Target: target})
-	if err != nil {
-		return object.Image{}, fmt.Errorf("record image %q: %w", p.to.Name, err)
+	records := p.to.records(target)
+	for i, img := range records {
+		img, err := p.record(ctx, img)
+		if err != nil {
+			return object.Image{}, fmt.Errorf("record image %q: %w", img.Name, err)
+		}
+		records[i] = img
+		p.rep.image("saved", img.Name, &img.Target)
 	}
-	p.rep.image("saved", img.Name, &img.Target)
 	p.rep.say("Completed pull from " + p.from.String())
-	return img, nil
+	return records[0], nil
 }
 
 // source are the labels that say where a blob came from.
