@@ -239,10 +239,15 @@ func (s *snaps) failing(op, key string) error {
 	return nil
 }
 
-func (s *snaps) Capabilities() []string     { return s.caps }
-func (s *snaps) Root() string               { return s.root }
-func (s *snaps) Close() error               { return nil }
-func (s *snaps) Sync(context.Context) error { s.syncs++; return s.failing("sync", "") }
+func (s *snaps) Capabilities() []string { return s.caps }
+func (s *snaps) Root() string           { return s.root }
+func (s *snaps) Close() error           { return nil }
+func (s *snaps) Sync(context.Context) error {
+	s.mu.Lock()
+	s.syncs++
+	s.mu.Unlock()
+	return s.failing("sync", "")
+}
 
 func (s *snaps) Stat(_ context.Context, key string) (object.SnapshotInfo, error) {
 	s.mu.Lock()
