@@ -167,3 +167,19 @@ func fullNames(version int, names []string) []string {
 	}
 	return out
 }
+
+// Migrate reads the file at path alone, without what it imports, for it to be
+// written in the newest version.
+func Migrate(path string) (*Config, []Warning, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	c := Default()
+	warnings, imports, err := c.Decode(path, data)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.Imports = imports
+	return c, warnings, c.Check()
+}
