@@ -42,7 +42,7 @@ func (l *Local) dropIngests(ctx context.Context, drop func(status object.IngestS
 		}
 		dir := filepath.Join(root, e.Name())
 		status, err := readIngest(dir)
-		garbage := errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoIngest)
+		garbage := !e.IsDir() || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoIngest)
 		if err != nil && !garbage {
 			errs = append(errs, err)
 			continue
