@@ -170,6 +170,9 @@ func (m *Manager) later(f func()) { m.background.Go(f) }
 // provide gets a shim for the task, with the task attached to it: the one whose
 // address the caller knows, that of its sandbox, or a new one.
 func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
+	if err := os.WriteFile(t.bundle.file(binaryPathFile), []byte(p.binary), 0o600); err != nil {
+		return nil, fmt.Errorf("write %s: %w", binaryPathFile, err)
+	}
 	if p.Address != "" {
 		protocol, address, ok := strings.Cut(p.Address, "+")
 		if !ok {
@@ -177,11 +180,12 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 		}
 		return m.join(ctx, t, p, &bootapi.BootstrapResult{Version: int32(p.Version), Address: address, Protocol: protocol})
 	}
-	if s := m.sandboxShim(t.namespace, p.SandboxID); s != nil {
-		return m.join(ctx, t, p, &bootapi.BootstrapResult{Version: s.version.Load(), Address: s.address, Protocol: s.protocol})
+	s := m.sandboxShim(t.namespace, p.SandboxID)
+	if s == nil && p.group != t.id {
+		s = m.sandboxShim(t.namespace, p.group)
 	}
-	if err := os.WriteFile(t.bundle.file(binaryPathFile), []byte(p.binary), 0o600); err != nil {
-		return nil, fmt.Errorf("write %s: %w", binaryPathFile, err)
+	if s != nil {
+		return m.join(ctx, t, p, &bootapi.BootstrapResult{Version: s.version.Load(), Address: s.address, Protocol: s.protocol})
 	}
 	e, err := editionOf(p.binary)
 	if err != nil {
@@ -210,7 +214,7 @@ func (m *Manager) join(ctx context.Context, t *task, p plan, boot *bootapi.Boots
 	if err := checkBootstrap(boot); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(t.bundle.file(sandboxFile), []byte(p.SandboxID), 0o600); err != nil {
+	if err := os.WriteFile(t.bundle.file(sandboxFile), []byte(cmp.Or(p.SandboxID, p.group)), 0o600); err != nil {
 		return nil, fmt.Errorf("write sandbox file: %w", err)
 	}
 	if err := t.bundle.writeBootstrap(boot); err != nil {

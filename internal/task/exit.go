@@ -41,6 +41,8 @@ func (m *Manager) shimDied(s *shim) {
 // bury clears away what a dead shim left of a task in phase ending or
 // recovering, and tells of its end in place of the shim.
 func (m *Manager) bury(t *task) {
+	m.deletes <- struct{}{}
+	defer func() { <-m.deletes }()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
 	defer cancel()
 	binary := ""

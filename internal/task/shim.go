@@ -45,6 +45,7 @@ type shim struct {
 	process *process // nil while it is not known
 	logs    *os.File // read end of the log FIFO, or nil
 	let     bool     // released: nothing is to be done about its end
+	refusal error    // why it did not take its first task
 }
 
 func (m *Manager) newShim(address, protocol, binary string, version int32) *shim {
@@ -175,6 +176,12 @@ func asks(method string) bool {
 
 // unreachable is errdefs.ErrNotFound for a dead shim: with it a task has ended.
 func (s *shim) unreachable(k key) error {
+	s.mu.Lock()
+	refusal := s.refusal
+	s.mu.Unlock()
+	if refusal != nil {
+		return fmt.Errorf("shim of container %q: %w", k.id, refusal)
+	}
 	if s.isDead() {
 		return fmt.Errorf("the shim of container %q has died: %w", k.id, errdefs.ErrNotFound)
 	}

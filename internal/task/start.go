@@ -3,11 +3,10 @@ package task
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -97,8 +96,17 @@ func (m *Manager) startForeign(ctx context.Context, binary string, t *task, opti
 // OCI container with its processes, and the mounts. It tells how the init
 // process ended, as far as the shim recorded that.
 func (m *Manager) runDelete(ctx context.Context, binary string, t *task) (object.Exit, error) {
-	if binary == "" {
-		return object.Exit{}, fmt.Errorf("the shim's executable is not known: %w", errdefs.ErrNotFound)
+	if executable(binary) != nil {
+		// It was moved or removed since the shim was started: take what has its
+		// name now, or else the default runtime's, whose bundles are the same.
+		name := "io.containerd.runc.v2"
+		if kind, ok := strings.CutPrefix(filepath.Base(binary), "containerd-shim-"); ok {
+			name = "io.containerd." + strings.ReplaceAll(kind, "-", ".")
+		}
+		var err error
+		if binary, err = m.binaryOf(name); err != nil {
+			return object.Exit{}, err
+		}
 	}
 	out, err := output(m.command(ctx, binary, t, "delete"))
 	if ctx.Err() != nil {
@@ -112,50 +120,4 @@ func (m *Manager) runDelete(ctx context.Context, binary string, t *task) (object
 		return object.Exit{}, fmt.Errorf("clean up with %s delete: the answer is no DeleteResponse (%w): %w", binary, err, errdefs.ErrUnknown)
 	}
 	return object.Exit{PID: resp.GetPid(), Status: resp.GetExitStatus(), At: wire.TimeFromProto(resp.GetExitedAt())}, nil
-}
-
-// openLog makes the FIFO into which foreign shims log, and copies it to the
-// daemon's log. It is opened for writing as well, so that neither side waits for
-// the other and a shim that opens it anew finds a reader.
-func (m *Manager) openLog(t *task) (*os.File, error) {
-	path := t.bundle.file(logFIFO)
-	if err := syscall.Mkfifo(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("make shim's log FIFO: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open shim's log FIFO: %w", err)
-	}
-	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
-		f.Close()
-		return nil, fmt.Errorf("%s is not a FIFO: %w", path, errdefs.ErrInvalidArgument)
-	}
-	m.background.Go(func() { m.copyLog(t, f) })
-	return f, nil
-}
-
-// copyLog ends when the FIFO is closed.
-func (m *Manager) copyLog(t *task, f *os.File) {
-	log := m.log.With("namespace", t.namespace, "id", t.id)
-	buf := make([]byte, 4096)
-	held := 0
-	for {
-		n, err := f.Read(buf[held:])
-		held += n
-		for {
-			end := bytes.IndexByte(buf[:held], '\n')
-			if end < 0 {
-				break
-			}
-			log.Log(m.life, levelOf(buf[:end]), "shim: "+string(buf[:end]))
-			held = copy(buf, buf[end+1:held])
-		}
-		if held == len(buf) { // a line longer than the buffer goes in pieces
-			log.Log(m.life, levelOf(buf), "shim: "+string(buf))
-			held = 0
-		}
-		if err != nil && err != io.EOF {
-			return
-		}
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -63,6 +64,11 @@ type Manager struct {
 	life context.Context
 	end  context.CancelFunc
 
+	// found is set by New and used up by Recover.
+	found leftovers
+	// deletes bounds how many delete commands run at once.
+	deletes chan struct{}
+
 	mu     sync.Mutex
 	tasks  map[key]*task
 	shims  map[string]*shim // by address
@@ -99,10 +105,8 @@ type task struct {
 	shim *shim
 	// pid of the init process; 0 when it is not known. Guarded by Manager.mu.
 	pid uint32
-	// deletes counts Delete calls that wait for the shim; deleted is what the
-	// shim answered to the one that succeeded. Guarded by Manager.mu.
+	// deletes counts Delete calls that wait for the shim. Guarded by Manager.mu.
 	deletes int
-	deleted *object.Exit
 }
 
 // New makes a manager and notes which bundles there are. It touches no shim:
@@ -139,6 +143,8 @@ func New(opts Options) (*Manager, error) {
 		end:   end,
 		tasks: make(map[key]*task),
 		shims: make(map[string]*shim),
+
+		deletes: make(chan struct{}, 2*runtime.NumCPU()+2),
 	}
 	if err := m.findBundles(); err != nil {
 		end()
