@@ -17,7 +17,8 @@ import (
 // interceptors surround every call: the scope from the metadata, a panic
 // turned into an error, errors mapped to statuses, and the log.
 type interceptors struct {
-	log *slog.Logger
+	log   *slog.Logger
+	calls *inflight
 }
 
 func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
@@ -51,6 +52,10 @@ func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 // call turns a panic of a method into an error: one bad request must not take
 // the daemon, and all that others do with it, along.
 func (i interceptors) call(method string, fn func() (any, error)) (resp any, err error) {
+	if !waits(method) {
+		i.calls.begin()
+		defer i.calls.end()
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic in a call", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))

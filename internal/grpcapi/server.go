@@ -50,10 +50,16 @@ type Options struct {
 	Log               *slog.Logger
 }
 
-// NewServer makes a gRPC server with all services; serverOptions are added to
-// its own. The caller serves and stops it.
-func NewServer(o Options, serverOptions ...grpc.ServerOption) *grpc.Server {
-	around := interceptors{o.Log}
+// Server is a gRPC server with all services.
+type Server struct {
+	*grpc.Server
+	calls *inflight
+}
+
+// NewServer makes a server; serverOptions are added to its own. The caller
+// serves it and shuts it down.
+func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
+	around := interceptors{o.Log, newInflight()}
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(around.unary),
 		grpc.ChainStreamInterceptor(around.stream),
@@ -76,7 +82,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *grpc.Server {
 	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, healthService{})
-	return s
+	return &Server{Server: s, calls: around.calls}
 }
 
 // NewTTRPCServer makes the server on which shims forward their events. Only
