@@ -116,6 +116,25 @@ func Start(p *Pipes, s Streams, stdinEOF func()) (*Copier, error) {
 	return c, nil
 }
 
+// Hold opens the outputs without reading them, for a client that detaches: a
+// shim does not start a process whose output nobody has open. Close it when the
+// process has started; what was written by then stays in the pipes.
+func Hold(p *Pipes) (*Copier, error) {
+	c := &Copier{pipes: p, started: make(chan struct{}), stop: make(chan struct{})}
+	for _, path := range []string{p.Stdout, p.Stderr} {
+		if p.dir == "" || path == "" {
+			continue
+		}
+		f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			c.Close()
+			return nil, fmt.Errorf("opening the container's output: %w", err)
+		}
+		c.outputs = append(c.outputs, f)
+	}
+	return c, nil
+}
+
 // copyOutput copies until every writer has closed the pipe. A read from a pipe
 // that no writer has opened yet returns at once with nothing, as at the end, so
 // the first one waits for the poller to report data or a hang-up.
