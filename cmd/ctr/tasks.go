@@ -399,7 +399,7 @@ func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		rows[i] = taskView{ID: t.ID, PID: t.Pid, Status: t.Status.String(), ExitStatus: t.ExitStatus}
 	}
 	return output.List(cmd.String("format"), rows, output.Wide, "TASK\tPID\tSTATUS\t", func(t taskView) string {
-		return fmt.Sprintf("%s\t%d\t%s\t", t.ID, t.PID, t.Status)
+		return fmt.Sprintf("%s\t%d\t%s", t.ID, t.PID, t.Status)
 	})
 }
 

@@ -11,8 +11,19 @@ import (
 
 // DefaultSeccomp is the default filter for s. What it allows depends on the
 // capabilities in s: call it after they are settled.
+//
+// Compat: containerd's own list lets a process ask about its security modules,
+// which the list that we take leaves to CAP_SYS_ADMIN.
 func DefaultSeccomp(s *specs.Spec) (*specs.LinuxSeccomp, error) {
-	return seccomp.GetDefaultProfile(s)
+	p, err := seccomp.GetDefaultProfile(s)
+	if err != nil {
+		return nil, err
+	}
+	p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{
+		Names:  []string{"lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr"},
+		Action: specs.ActAllow,
+	})
+	return p, nil
 }
 
 // ParseSeccomp reads a filter in the runtime spec's JSON form.
