@@ -26,17 +26,17 @@ const (
 	readChunk = 256 << 10
 )
 
-var readBuffers = sync.Pool{New: func() any { return new([readChunk]byte) }}
-
 type contentServer struct {
 	api.UnimplementedContentServer
 	// open yields the store of the call's namespace; what is written through it
 	// is held by the call's lease.
 	open func(context.Context) content.Store
+	// buffers of *[readChunk]byte
+	buffers sync.Pool
 }
 
 func newContentServer(open func(context.Context) content.Store) *contentServer {
-	return &contentServer{open: open}
+	return &contentServer{open: open, buffers: sync.Pool{New: func() any { return new([readChunk]byte) }}}
 }
 
 func (s *contentServer) Info(ctx context.Context, req *api.InfoRequest) (*api.InfoResponse, error) {
@@ -99,8 +99,8 @@ func (s *contentServer) Read(req *api.ReadContentRequest, stream api.Content_Rea
 		end = offset + req.Size
 	}
 
-	buf := readBuffers.Get().(*[readChunk]byte)
-	defer readBuffers.Put(buf) // Send has encoded it when it returns
+	buf := s.buffers.Get().(*[readChunk]byte)
+	defer s.buffers.Put(buf) // Send has encoded it when it returns
 	for offset < end {
 		n, err := blob.ReadAt(buf[:min(end-offset, readChunk)], offset)
 		if n > 0 {
