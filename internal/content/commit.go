@@ -81,7 +81,7 @@ func (w *localWriter) check(ctx context.Context, size int64, expected digest.Dig
 	if expected.Algorithm() != w.hash.Digest().Algorithm() {
 		// The writer was opened without the digest: hash again with its algorithm.
 		w.hash = expected.Algorithm().Digester()
-		if _, err := rehash(ctx, w.hash, io.NewSectionReader(w.file, 0, w.status.Offset)); err != nil {
+		if _, err := w.store.rehash(ctx, w.hash, io.NewSectionReader(w.file, 0, w.status.Offset)); err != nil {
 			return "", err
 		}
 	}

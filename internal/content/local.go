@@ -53,7 +53,8 @@ type Local struct {
 	root string
 	os   *fsx.OS
 
-	refs par.Locks[string]
+	refs    par.Locks[string]
+	buffers sync.Pool // of *[copyBuffer]byte
 
 	mu       sync.Mutex
 	dirSyncs map[string]*par.Batch   // by blob directory; present when it exists
@@ -74,6 +75,7 @@ func OpenLocal(opts LocalOptions) (*Local, error) {
 		root: opts.Root, os: opts.OS,
 		dirSyncs: make(map[string]*par.Batch), nameless: make(map[string]*localWriter),
 	}
+	l.buffers.New = func() any { return new([copyBuffer]byte) }
 	for _, dir := range []string{l.root, filepath.Join(l.root, "ingest"), filepath.Join(l.root, "blobs")} {
 		if err := l.os.MkdirAll("store", dir, 0o755); err != nil {
 			return nil, fmt.Errorf("content store: %w", err)

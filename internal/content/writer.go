@@ -30,8 +30,6 @@ const (
 	copyBuffer = 256 << 10
 )
 
-var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
-
 // localWriter holds the lock of its reference until it is closed.
 type localWriter struct {
 	store  *Local
@@ -124,7 +122,7 @@ func (w *localWriter) resume(ctx context.Context) (err error) {
 		return err
 	}
 	w.named = true
-	w.status.Offset, err = rehash(ctx, w.hash, w.file)
+	w.status.Offset, err = w.store.rehash(ctx, w.hash, w.file)
 	w.flushed = w.status.Offset
 	return err
 }
@@ -156,9 +154,9 @@ func (w *localWriter) gone() error {
 }
 
 // rehash reads r to its end into the hash.
-func rehash(ctx context.Context, h digest.Digester, r io.Reader) (int64, error) {
-	buf := copyBuffers.Get().(*[copyBuffer]byte)
-	defer copyBuffers.Put(buf)
+func (l *Local) rehash(ctx context.Context, h digest.Digester, r io.Reader) (int64, error) {
+	buf := l.buffers.Get().(*[copyBuffer]byte)
+	defer l.buffers.Put(buf)
 	var size int64
 	for {
 		if err := ctx.Err(); err != nil {
@@ -215,8 +213,8 @@ func (w *localWriter) setOffset(offset int64) {
 
 // ReadFrom writes what r yields, in larger pieces than io.Copy would.
 func (w *localWriter) ReadFrom(r io.Reader) (int64, error) {
-	buf := copyBuffers.Get().(*[copyBuffer]byte)
-	defer copyBuffers.Put(buf)
+	buf := w.store.buffers.Get().(*[copyBuffer]byte)
+	defer w.store.buffers.Put(buf)
 	var size int64
 	for {
 		n, rerr := io.ReadFull(r, buf[:])

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"berth/internal/content"
@@ -292,6 +293,27 @@ func TestReadRanges(t *testing.T) {
 			t.Fatalf("%s: %v, want %v", digest, err, code)
 		}
 	}
+}
+
+func TestParallelReadsOfOneReader(t *testing.T) {
+	rc := remote.NewContent(serveContent(t, newLocal(t)))
+	blob, _ := contenttest.Blob(6, 1<<20)
+	d := contenttest.Put(t, rc, "r", blob, nil)
+	r, err := rc.ReaderAt(t.Context(), descriptor(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			got, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size()))
+			if err != nil || !bytes.Equal(got, blob) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Messages that lack every part are refused, not trusted.
