@@ -52,7 +52,7 @@ type Writer interface {
 	Status() (object.IngestStatus, error)
 
 	// Truncate drops what was written; only size 0 is supported
-	// (errdefs.ErrUnimplemented otherwise).
+	// (errdefs.ErrNotImplemented otherwise).
 	Truncate(size int64) error
 }
 
