@@ -1,0 +1,28 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
+)
+
+// ToStatus maps an error to the status that gRPC and ttrpc send: the code is
+// that of the errdefs kind, the message is the error's text. An error that is a
+// status already passes unchanged; nil is nil.
+func ToStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT); full && errdefs.Resolve(err) == errdefs.ErrUnknown {
+		// Differs from containerd: a full disk is ResourceExhausted everywhere.
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return errgrpc.ToGRPC(err)
+}
+
+// FromStatus maps what a gRPC or ttrpc client got back to an errdefs kind with
+// the text of the server; nil is nil.
+func FromStatus(err error) error { return errgrpc.ToNative(err) }
