@@ -3,12 +3,17 @@ package task
 import (
 	"context"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"testing"
 
 	"berth/internal/events"
 	"berth/internal/object"
+
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 type testManager struct{ *Manager }
@@ -38,6 +43,7 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveEvents(t, m.opts.TTRPCAddress)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	ch, _ := x.Subscribe(ctx)
@@ -54,6 +60,30 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 		}
 		return seen
 	}
+}
+
+// serveEvents takes the events of shims, as the daemon does: they do not end
+// before they got rid of them.
+func serveEvents(t testing.TB, path string) {
+	t.Helper()
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventsapi.RegisterTTRPCEventsService(server, anyEvents{})
+	go server.Serve(context.Background(), l)
+	t.Cleanup(func() { server.Close() })
+}
+
+type anyEvents struct{}
+
+func (anyEvents) Forward(context.Context, *eventsapi.ForwardRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
 }
 
 type logWriter struct{ testing.TB }
