@@ -43,7 +43,7 @@ func ourShim(t testing.TB) string {
 	return built.dir + "/containerd-shim-runc-v2"
 }
 
-func TestOurShimLife(t *testing.T) {
+func TestOurShimSameName(t *testing.T) {
 	shim := ourShim(t)
 	m, seen := newManager(t)
 	ctx := within(t, 20*time.Second)
