@@ -57,7 +57,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	}
 	m.settle(t, s, pid)
 	if s.own {
-		m.replenish(s.binary)
+		time.AfterFunc(spareDelay, func() { m.replenish(s.binary) })
 	} else {
 		m.background.Go(func() {
 			ctx, cancel := context.WithTimeout(m.life, loadTimeout)
@@ -398,6 +398,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	call, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	err := s.call(call, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &taskapi.ConnectResponse{})
 	cancel()
+	if err == nil {
+		s.hangUp() // it need not wait for us to have read its answer
+	}
 	timer := time.NewTimer(shutdownTimeout)
 	defer timer.Stop()
 	select {
@@ -406,6 +409,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	case <-timer.C:
 	case <-m.life.Done():
 		return
+	}
+	if s.isLost() {
+		return // it is ending; its watch sees to the rest
 	}
 	if err != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", err)

@@ -32,16 +32,25 @@ func (t *task) call(ctx context.Context, method string, req, resp proto.Message)
 	return t.shim.call(ctx, t.key, method, req, resp)
 }
 
-// command is call for methods that answer nothing.
+// do is call for methods that answer nothing.
 func (m *Manager) do(ctx context.Context, namespace, id, method string, req proto.Message) error {
 	return m.call(ctx, namespace, id, method, req, &emptypb.Empty{})
 }
 
 // Start runs the init process, or the exec process when execID is not empty.
 func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid uint32, err error) {
+	t, err := m.lookup(ctx, namespace, id)
+	if err != nil {
+		return 0, err
+	}
 	var resp taskapi.StartResponse
-	err = m.call(ctx, namespace, id, "Start", &taskapi.StartRequest{ID: id, ExecID: execID}, &resp)
-	return resp.GetPid(), err
+	if err := t.call(ctx, "Start", &taskapi.StartRequest{ID: id, ExecID: execID}, &resp); err != nil {
+		return 0, err
+	}
+	if t.shim.own && execID == "" {
+		m.replenish(t.shim.binary)
+	}
+	return resp.GetPid(), nil
 }
 
 // State of a process; errdefs.ErrNotFound when there is no such task or exec.
@@ -232,7 +241,11 @@ func (m *Manager) Wait(ctx context.Context, namespace, id, execID string) (objec
 	if t.shim != nil && !t.shim.isDead() {
 		return object.Exit{}, err
 	}
-	return t.awaitEnd(ctx)
+	exit, err := t.awaitEnd(ctx)
+	if execID != "" {
+		exit.PID = 0 // it ended with the init process, whose PID this is
+	}
+	return exit, err
 }
 
 // awaitEnd waits until a task whose shim has died is cleared away.

@@ -71,6 +71,20 @@ func (s *shim) isDead() bool {
 	}
 }
 
+// hangUp closes the connection; the watch makes another if the shim lives on.
+func (s *shim) hangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn.close()
+}
+
+// isLost tells that there is no connection at present.
+func (s *shim) isLost() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.isLost()
+}
+
 // open connects and begins to watch the connection.
 func (s *shim) open(ctx context.Context) error {
 	c, err := connect(ctx, s.protocol, s.address)

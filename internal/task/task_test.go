@@ -2,13 +2,19 @@ package task
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"testing"
 
 	"berth/internal/events"
 	"berth/internal/object"
+
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 type testManager struct{ *Manager }
@@ -38,6 +44,7 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveEvents(t, m.opts.TTRPCAddress)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	ch, _ := x.Subscribe(ctx)
@@ -56,9 +63,46 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	}
 }
 
+// serveEvents takes the events of shims, as the daemon does: they do not end
+// before they got rid of them.
+func serveEvents(t testing.TB, path string) {
+	t.Helper()
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventsapi.RegisterTTRPCEventsService(server, anyEvents{})
+	go server.Serve(context.Background(), l)
+	t.Cleanup(func() { server.Close() })
+}
+
+type anyEvents struct{}
+
+func (anyEvents) Forward(context.Context, *eventsapi.ForwardRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
+}
+
 type logWriter struct{ testing.TB }
 
 func (w logWriter) Write(p []byte) (int, error) {
 	w.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
 }
+
+// testLog logs into w, and tells got of every line.
+func testLog(w io.Writer, got chan<- struct{}) *slog.Logger {
+	return slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		got <- struct{}{}
+		return n, err
+	}), nil))
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
