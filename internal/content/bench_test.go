@@ -18,7 +18,7 @@ import (
 // BenchmarkWrite compares the writing of blobs with its floor: the same bytes
 // written, hashed and synced by hand, with the directory.
 func BenchmarkWrite(b *testing.B) {
-	for _, size := range []int{4 << 10, 1 << 20, 64 << 20} {
+	for _, size := range []int{4 << 10, 1 << 20, 8 << 20, 64 << 20} {
 		b.Run(fmt.Sprintf("size=%d/floor", size), func(b *testing.B) {
 			dir := b.TempDir()
 			benchBlobs(b, size, 1, func(i uint64, blob []byte) error { return plainWrite(dir, i, blob) })

@@ -36,79 +36,105 @@ func files(t testing.TB, root string) []string {
 	return names
 }
 
+// sessions are ways to write a blob: the sizes of the writes of each writer
+// that is opened for it.
+var sessions = map[string][][]int{
+	"small":   {{4000, 6000}},
+	"resumed": {{4000}, {6000}},
+	"large":   {{content.NameSize, 6000}}, // gets its name while it is written
+}
+
+func sessionBlob(writers [][]int) []byte {
+	size := 0
+	for _, writes := range writers {
+		for _, n := range writes {
+			size += n
+		}
+	}
+	blob, _ := contenttest.Blob(1, size)
+	return blob
+}
+
 // Whatever operation fails, or is the last one before the process dies: the
 // blob is absent or whole, a commit that succeeded is there, and writing it
 // again works and leaves nothing but the blob.
 func TestFailureOfEachOperation(t *testing.T) {
-	blob, d := contenttest.Blob(1, 10_000)
-	for name, fault := range map[string]func(int) *fsxtest.Fault{"error": fsxtest.FailAt, "crash": fsxtest.CrashAt} {
-		t.Run(name, func(t *testing.T) {
-			n := fsxtest.EachOp(t, fault, func(t *testing.T, f *fsxtest.Fault) {
-				root := t.TempDir()
-				err := interruptedWrite(t, content.LocalOptions{Root: root, OS: f.OS()}, blob)
-				if op, hit := f.Hit(); hit && err != nil && !errors.Is(err, fsxtest.ErrInjected) {
-					t.Fatalf("%s: error hides the failure: %v", op, err)
-				} else if !hit && err != nil {
-					t.Fatal(err)
-				}
-
-				l := openLocal(t, root)
-				info, ierr := l.Info(t.Context(), d)
-				switch {
-				case ierr == nil:
-					if got := contenttest.Get(t, l, d); !bytes.Equal(got, blob) {
-						t.Fatalf("a blob of %d bytes is there, wrong", info.Size)
-					}
-				case !errdefs.IsNotFound(ierr):
-					t.Fatal(ierr)
-				case err == nil:
-					t.Fatal("the commit succeeded and there is no blob")
-				}
-
-				if _, err := l.CleanIngests(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				if list, err := l.ListStatuses(t.Context()); err != nil || len(list) > 1 {
-					t.Fatalf("ingests: %v, %v", list, err)
-				}
-				finish(t, l, blob, d)
-				want := "blobs/sha256/" + d.Encoded()
-				if got := files(t, root); !slices.Equal(got, []string{want}) {
-					t.Fatalf("left over: %v", got)
-				}
-			})
-			if n < 15 {
-				t.Fatalf("only %d operations", n)
-			}
-		})
+	for name, writers := range sessions {
+		t.Run(name+"/error", func(t *testing.T) { failEachOperation(t, writers, fsxtest.FailAt) })
+		t.Run(name+"/crash", func(t *testing.T) { failEachOperation(t, writers, fsxtest.CrashAt) })
 	}
 }
 
-// interruptedWrite writes a blob in two sessions.
-func interruptedWrite(t *testing.T, opts content.LocalOptions, blob []byte) error {
+func failEachOperation(t *testing.T, writers [][]int, fault func(int) *fsxtest.Fault) {
+	blob := sessionBlob(writers)
+	d := digest.FromBytes(blob)
+	n := fsxtest.EachOp(t, fault, func(t *testing.T, f *fsxtest.Fault) {
+		root := t.TempDir()
+		err := writeSessions(t, content.LocalOptions{Root: root, OS: f.OS()}, writers, blob)
+		op, hit := f.Hit()
+		if err != nil && (!hit || !errors.Is(err, fsxtest.ErrInjected)) {
+			t.Fatalf("%s: error hides the failure: %v", op, err)
+		}
+
+		l := openLocal(t, root)
+		info, ierr := l.Info(t.Context(), d)
+		switch {
+		case ierr == nil:
+			if got := contenttest.Get(t, l, d); !bytes.Equal(got, blob) {
+				t.Fatalf("a blob of %d bytes is there, wrong", info.Size)
+			}
+		case !errdefs.IsNotFound(ierr):
+			t.Fatal(ierr)
+		case err == nil:
+			t.Fatal("the commit succeeded and there is no blob")
+		}
+
+		if _, err := l.CleanIngests(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := l.ListStatuses(t.Context()); err != nil || len(list) > 1 {
+			t.Fatalf("ingests: %v, %v", list, err)
+		}
+		finish(t, l, blob, d)
+		want := "blobs/sha256/" + d.Encoded()
+		if got := files(t, root); !slices.Equal(got, []string{want}) {
+			t.Fatalf("left over: %v", got)
+		}
+	})
+	if n < 12 {
+		t.Fatalf("only %d operations", n)
+	}
+}
+
+func writeSessions(t *testing.T, opts content.LocalOptions, writers [][]int, blob []byte) error {
 	l, err := content.OpenLocal(opts)
 	if err != nil {
 		return err
 	}
-	for _, part := range [][]byte{blob[:4000], blob[4000:]} {
-		w, err := l.Writer(t.Context(), content.WriteOptions{Ref: "ref", Size: int64(len(blob))})
+	total := int64(len(blob))
+	for i, writes := range writers {
+		w, err := l.Writer(t.Context(), content.WriteOptions{Ref: "ref", Size: total})
 		if err != nil {
 			return err
 		}
 		defer w.Close()
-		if n, err := w.Write(part); err != nil {
-			if st, serr := w.Status(); serr != nil || st.Offset%4000 != int64(n) {
-				t.Errorf("%d bytes were written, status says %v, %v", n, st, serr)
+		for _, size := range writes {
+			before, _ := w.Status()
+			n, err := w.Write(blob[:size])
+			if st, serr := w.Status(); serr != nil || st.Offset != before.Offset+int64(n) {
+				t.Errorf("%d bytes were written, status says %+v, %v", n, st, serr)
 			}
-			return err
-		}
-		if len(part) == 4000 {
-			if err := w.Close(); err != nil {
+			if err != nil {
 				return err
 			}
-			continue
+			blob = blob[size:]
 		}
-		return w.Commit(t.Context(), int64(len(blob)), "", nil)
+		if i == len(writers)-1 {
+			return w.Commit(t.Context(), total, "", nil)
+		}
+		if err := w.Close(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -138,18 +164,7 @@ func finish(t *testing.T, l *content.Local, blob []byte, d digest.Digest) {
 
 // The order of operations is what durability rests on.
 func TestCommitTrace(t *testing.T) {
-	root := t.TempDir()
-	openLocal(t, root)
-	blob, d := contenttest.Blob(1, 100)
-	tr := &fsxtest.Trace{Strip: root + "/"}
-	l, err := content.OpenLocal(content.LocalOptions{Root: root, OS: tr.OS()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	contenttest.Put(t, l, "ref", blob, nil)
-	got := strings.NewReplacer(d.Encoded(), "<blob>", digest.FromString("ref").Encoded(), "<ref>").Replace(tr.String())
-	_, got, _ = strings.Cut(got, "mkdir blobs\n")
-	want := strings.TrimSpace(`
+	const named = `
 ingest: mkdir ingest/<ref>
 ingest startedat: open ingest/<ref>/startedat
 ingest startedat: write ingest/<ref>/startedat
@@ -159,7 +174,36 @@ ingest ref: open ingest/<ref>/ref
 ingest ref: write ingest/<ref>/ref
 ingest total: open ingest/<ref>/total
 ingest total: write ingest/<ref>/total
-ingest data: open ingest/<ref>/data
+ingest data: link ingest/<ref>/data
+`
+	for name, want := range map[string]string{
+		"small": `
+ingest data: opentemp ingest
+ingest data: write ingest
+ingest data: write ingest
+blob dir: mkdir blobs/sha256
+blob dir: syncdir blobs
+ingest data: chmod ingest
+ingest data: chtimes ingest
+ingest data: sync ingest
+ingest data: link blobs/sha256/<blob>
+blob dir: syncdir blobs/sha256
+`,
+		"large": `
+ingest data: opentemp ingest
+ingest data: write ingest` + named + `ingest data: write ingest
+blob dir: mkdir blobs/sha256
+blob dir: syncdir blobs
+ingest data: chmod ingest
+ingest data: chtimes ingest
+ingest data: sync ingest
+blob: rename ingest/<ref>/data blobs/sha256/<blob>
+blob dir: syncdir blobs/sha256
+ingest: removeall ingest/<ref>
+`,
+		"resumed": `
+ingest data: opentemp ingest
+ingest data: write ingest` + named + `ingest data: open ingest/<ref>/data
 ingest data: write ingest/<ref>/data
 blob dir: mkdir blobs/sha256
 blob dir: syncdir blobs
@@ -169,9 +213,22 @@ ingest data: sync ingest/<ref>/data
 blob: rename ingest/<ref>/data blobs/sha256/<blob>
 blob dir: syncdir blobs/sha256
 ingest: removeall ingest/<ref>
-`)
-	if got != want {
-		t.Fatalf("operations:\n%s\nwant:\n%s", got, want)
+`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			openLocal(t, root)
+			blob := sessionBlob(sessions[name])
+			tr := &fsxtest.Trace{Strip: root + "/"}
+			if err := writeSessions(t, content.LocalOptions{Root: root, OS: tr.OS()}, sessions[name], blob); err != nil {
+				t.Fatal(err)
+			}
+			_, got, _ := strings.Cut(tr.String(), "mkdir blobs\n") // after OpenLocal
+			got = strings.NewReplacer(digest.FromBytes(blob).Encoded(), "<blob>", digest.FromString("ref").Encoded(), "<ref>").Replace(got)
+			if got != strings.TrimSpace(want) {
+				t.Fatalf("operations:\n%s\nwant:%s", got, want)
+			}
+		})
 	}
 }
 

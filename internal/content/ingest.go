@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -36,6 +38,9 @@ func (l *Local) Status(_ context.Context, ref string) (object.IngestStatus, erro
 	if err := checkRef(ref); err != nil {
 		return object.IngestStatus{}, err
 	}
+	if w := l.namelessWriter(ref); w != nil {
+		return w.Status()
+	}
 	status, err := readIngest(l.ingestDir(ref))
 	if errors.Is(err, fs.ErrNotExist) {
 		return object.IngestStatus{}, fmt.Errorf("ingest %q: %w", ref, errdefs.ErrNotFound)
@@ -52,11 +57,13 @@ func (l *Local) ListStatuses(ctx context.Context, filters ...string) ([]object.I
 	if err != nil {
 		return nil, err
 	}
+	// Those without a directory first: one that gets it meanwhile is seen twice
+	// rather than not at all.
+	byRef := l.namelessStatuses()
 	entries, err := os.ReadDir(filepath.Join(l.root, "ingest"))
 	if err != nil {
 		return nil, fmt.Errorf("list ingests: %w", err)
 	}
-	var statuses []object.IngestStatus
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -65,11 +72,41 @@ func (l *Local) ListStatuses(ctx context.Context, filters ...string) ([]object.I
 		if err != nil {
 			continue // being made or removed, or garbage
 		}
-		if match.Match(AdaptStatus(status)) {
-			statuses = append(statuses, status)
+		byRef[status.Ref] = status
+	}
+	var statuses []object.IngestStatus
+	for _, ref := range slices.Sorted(maps.Keys(byRef)) {
+		if match.Match(AdaptStatus(byRef[ref])) {
+			statuses = append(statuses, byRef[ref])
 		}
 	}
 	return statuses, nil
+}
+
+func (l *Local) namelessWriter(ref string) *localWriter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.nameless[ref]
+}
+
+func (l *Local) namelessStatuses() map[string]object.IngestStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	statuses := make(map[string]object.IngestStatus, len(l.nameless))
+	for ref, w := range l.nameless {
+		statuses[ref], _ = w.Status()
+	}
+	return statuses
+}
+
+func (l *Local) setNameless(w *localWriter, nameless bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if nameless {
+		l.nameless[w.ref] = w
+	} else {
+		delete(l.nameless, w.ref)
+	}
 }
 
 // Abort removes an ingest. A writer that has it open fails at its Commit with
@@ -83,8 +120,15 @@ func (l *Local) Abort(_ context.Context, ref string) error {
 	if unlock, _, ok := l.refs.TryLock(ref); ok {
 		defer unlock()
 	}
+	open := l.namelessWriter(ref)
+	if open != nil {
+		open.aborted.Store(true)
+	}
 	dir := l.ingestDir(ref)
 	if _, err := os.Lstat(dir); err != nil {
+		if open != nil && errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("ingest %q: %w", ref, errdefs.ErrNotFound)
 		}
@@ -180,21 +224,23 @@ func readTime(path string, fallback time.Time) time.Time {
 // makeIngest makes the directory of a new ingest, but for its data. Nothing is
 // synced: an ingest need not survive a power cut, and a damaged one is seen by
 // readIngest.
-func (l *Local) makeIngest(dir string, opts WriteOptions, now time.Time) error {
-	if err := l.os.Mkdir("ingest", dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+func (l *Local) makeIngest(dir string, status object.IngestStatus) error {
+	if err := l.os.Mkdir("ingest", dir, 0o755); err != nil {
 		return err
 	}
-	stamp, err := now.MarshalText()
+	started, err := status.StartedAt.MarshalText()
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"ref": []byte(opts.Ref), "startedat": stamp, "updatedat": stamp}
-	names := []string{"startedat", "updatedat", "ref"}
-	if opts.Size > 0 {
-		files["total"] = strconv.AppendInt(nil, opts.Size, 10)
-		names = append(names, "total")
-	} else if err := l.os.RemoveAll("ingest", filepath.Join(dir, "total")); err != nil {
+	updated, err := status.UpdatedAt.MarshalText()
+	if err != nil {
 		return err
+	}
+	files := map[string][]byte{"ref": []byte(status.Ref), "startedat": started, "updatedat": updated}
+	names := []string{"startedat", "updatedat", "ref"}
+	if status.Total > 0 {
+		files["total"] = strconv.AppendInt(nil, status.Total, 10)
+		names = append(names, "total")
 	}
 	for _, name := range names {
 		if err := l.os.WriteFile("ingest "+name, filepath.Join(dir, name), files[name], 0o644); err != nil {

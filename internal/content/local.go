@@ -37,19 +37,28 @@ import (
 // data tells more. A directory below ingest without ref or data is what a crash
 // left of one that was being made or removed; see CleanIngests.
 //
+// An ingest gets its directory when its writer is closed without a commit or
+// goes on after nameSize bytes. Until then it is a file without a name, known to this
+// process alone, and a crash leaves nothing of it. So a small blob costs two
+// syncs and hardly more. (Where there are no such files it has its directory
+// from the start.)
+//
 // Local keeps no labels: package meta does. Update is
 // errdefs.ErrFailedPrecondition, and Commit ignores labels.
 //
 // One process at a time uses a directory. Locks: one per reference, held by
-// its writer from open to close; nothing waits for it.
+// its writer from open to close; nothing waits for it. mu is held for map
+// look-ups only, and before a writer's own mu.
 type Local struct {
 	root string
 	os   *fsx.OS
 
-	refs par.Locks[string]
+	refs    par.Locks[string]
+	buffers sync.Pool // of *[copyBuffer]byte
 
 	mu       sync.Mutex
-	dirSyncs map[string]*par.Batch // by blob directory; present when it exists
+	dirSyncs map[string]*par.Batch   // by blob directory; present when it exists
+	nameless map[string]*localWriter // by reference: open, without a directory
 }
 
 // LocalOptions of OpenLocal.
@@ -62,7 +71,11 @@ type LocalOptions struct {
 
 // OpenLocal opens or makes a store. There is nothing to close.
 func OpenLocal(opts LocalOptions) (*Local, error) {
-	l := &Local{root: opts.Root, os: opts.OS, dirSyncs: make(map[string]*par.Batch)}
+	l := &Local{
+		root: opts.Root, os: opts.OS,
+		dirSyncs: make(map[string]*par.Batch), nameless: make(map[string]*localWriter),
+	}
+	l.buffers.New = func() any { return new([copyBuffer]byte) }
 	for _, dir := range []string{l.root, filepath.Join(l.root, "ingest"), filepath.Join(l.root, "blobs")} {
 		if err := l.os.MkdirAll("store", dir, 0o755); err != nil {
 			return nil, fmt.Errorf("content store: %w", err)

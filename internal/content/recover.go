@@ -115,7 +115,7 @@ func (l *Local) verifyBlob(ctx context.Context, d digest.Digest) (wrong bool, er
 	if err == nil {
 		defer r.Close()
 		h := d.Algorithm().Digester()
-		_, err = rehash(ctx, h, io.NewSectionReader(r, 0, r.Size()))
+		_, err = l.rehash(ctx, h, io.NewSectionReader(r, 0, r.Size()))
 		if err == nil && h.Digest() == d {
 			return false, nil
 		}

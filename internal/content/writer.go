@@ -9,17 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/fsx"
 	"berth/internal/object"
-	"berth/internal/par"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
 const (
+	// nameSize is how many bytes make an ingest worth resuming after a crash.
+	nameSize = 4 << 20
 	// writebackChunk is how many bytes are written before the kernel is asked to
 	// put them on the disk, so that Commit finds little left to wait for.
 	writebackChunk = 4 << 20
@@ -28,18 +30,22 @@ const (
 	copyBuffer = 256 << 10
 )
 
-var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
-
 // localWriter holds the lock of its reference until it is closed.
 type localWriter struct {
-	store   *Local
-	ref     string
-	dir     string
-	unlock  func()
-	file    *fsx.File // nil when closed
-	hash    digest.Digester
-	status  object.IngestStatus
-	flushed int64 // bytes handed to StartWriteback
+	store  *Local
+	ref    string
+	dir    string
+	unlock func()
+	file   *fsx.File // nil when closed
+	named  bool      // file is dir/data; otherwise it has no name
+	hash   digest.Digester
+	// flushed counts the bytes handed to StartWriteback.
+	flushed int64
+	// aborted is set by Abort while the writer is nameless.
+	aborted atomic.Bool
+
+	mu     sync.Mutex // Local.Status reads the status of a nameless writer
+	status object.IngestStatus
 }
 
 // Writer opens an ingest. What was written before is hashed again, which takes
@@ -76,38 +82,81 @@ func (l *Local) Writer(ctx context.Context, opts WriteOptions) (Writer, error) {
 	return w, nil
 }
 
-func (w *localWriter) open(ctx context.Context, opts WriteOptions) (err error) {
-	w.status, err = readIngest(w.dir)
-	resume := err == nil && (opts.Size <= 0 || w.status.Offset <= opts.Size && (w.status.Total == 0 || w.status.Total == opts.Size))
+func (w *localWriter) open(ctx context.Context, opts WriteOptions) error {
+	status, err := readIngest(w.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoIngest) {
 		return err
 	}
-	flags := os.O_RDWR | os.O_CREATE
-	if !resume {
-		flags |= os.O_TRUNC
-		now := time.Now()
-		w.status = object.IngestStatus{Ref: opts.Ref, StartedAt: now, UpdatedAt: now}
-		if err := w.store.makeIngest(w.dir, opts, now); err != nil {
+	resume := err == nil &&
+		(opts.Size <= 0 || status.Offset <= opts.Size && (status.Total == 0 || status.Total == opts.Size))
+	if resume {
+		if opts.Size > 0 {
+			status.Total = opts.Size
+		}
+		status.Expected = opts.Expected
+		w.status = status
+		return w.resume(ctx)
+	}
+	// Whatever is there is of no use to this ingest.
+	if _, err := os.Lstat(w.dir); err == nil {
+		if err := w.store.removeIngest(w.dir); err != nil {
 			return err
 		}
 	}
-	if opts.Size > 0 {
-		w.status.Total = opts.Size
+	now := time.Now()
+	w.status = object.IngestStatus{Ref: opts.Ref, Total: max(opts.Size, 0), Expected: opts.Expected, StartedAt: now, UpdatedAt: now}
+	w.file, err = w.store.os.OpenTemp("ingest data", filepath.Dir(w.dir), 0o644)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return w.name()
 	}
-	w.status.Expected = opts.Expected
-	w.file, err = w.store.os.OpenFile("ingest data", filepath.Join(w.dir, "data"), flags, 0o644)
-	if err != nil || !resume {
+	if err == nil {
+		w.store.setNameless(w, true)
+	}
+	return err
+}
+
+func (w *localWriter) dataPath() string { return filepath.Join(w.dir, "data") }
+
+func (w *localWriter) resume(ctx context.Context) (err error) {
+	if w.file, err = w.store.os.OpenFile("ingest data", w.dataPath(), os.O_RDWR, 0); err != nil {
 		return err
 	}
-	w.status.Offset, err = rehash(ctx, w.hash, w.file)
+	w.named = true
+	w.status.Offset, err = w.store.rehash(ctx, w.hash, w.file)
 	w.flushed = w.status.Offset
 	return err
 }
 
+// name gives the ingest its directory, data last: without it there is nothing
+// to resume, and the directory is garbage.
+func (w *localWriter) name() error {
+	err := w.store.makeIngest(w.dir, w.status)
+	if err == nil && w.file == nil {
+		w.file, err = w.store.os.OpenFile("ingest data", w.dataPath(), os.O_RDWR|os.O_CREATE, 0o644)
+	} else if err == nil {
+		err = w.file.Link(w.dataPath())
+	}
+	w.store.setNameless(w, false)
+	// An abort may have come between the files.
+	if err != nil || w.aborted.Load() {
+		return errors.Join(err, w.gone(), w.store.removeIngest(w.dir))
+	}
+	w.named = true
+	return nil
+}
+
+// gone tells of an abort.
+func (w *localWriter) gone() error {
+	if w.aborted.Load() {
+		return fmt.Errorf("the ingest was aborted: %w", errdefs.ErrNotFound)
+	}
+	return nil
+}
+
 // rehash reads r to its end into the hash.
-func rehash(ctx context.Context, h digest.Digester, r io.Reader) (int64, error) {
-	buf := copyBuffers.Get().(*[copyBuffer]byte)
-	defer copyBuffers.Put(buf)
+func (l *Local) rehash(ctx context.Context, h digest.Digester, r io.Reader) (int64, error) {
+	buf := l.buffers.Get().(*[copyBuffer]byte)
+	defer l.buffers.Put(buf)
 	var size int64
 	for {
 		if err := ctx.Err(); err != nil {
@@ -133,24 +182,39 @@ func (w *localWriter) Write(p []byte) (int, error) {
 	if w.file == nil {
 		return 0, w.closedError()
 	}
+	if !w.named && w.status.Offset >= nameSize {
+		if err := w.name(); err != nil {
+			return 0, w.writeError(err)
+		}
+	}
 	n, err := w.file.Write(p)
 	w.hash.Hash().Write(p[:n])
-	w.status.Offset += int64(n)
-	w.status.UpdatedAt = time.Now()
+	w.setOffset(w.status.Offset + int64(n))
 	if unflushed := w.status.Offset - w.flushed; unflushed >= writebackChunk {
 		w.file.StartWriteback(w.flushed, unflushed)
 		w.flushed = w.status.Offset
 	}
 	if err != nil {
-		return n, fmt.Errorf("ingest %q: %w", w.ref, diskError(w.store.root, err))
+		return n, w.writeError(err)
 	}
 	return n, nil
 }
 
+func (w *localWriter) writeError(err error) error {
+	return fmt.Errorf("ingest %q: %w", w.ref, diskError(w.store.root, err))
+}
+
+func (w *localWriter) setOffset(offset int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.Offset = offset
+	w.status.UpdatedAt = time.Now()
+}
+
 // ReadFrom writes what r yields, in larger pieces than io.Copy would.
 func (w *localWriter) ReadFrom(r io.Reader) (int64, error) {
-	buf := copyBuffers.Get().(*[copyBuffer]byte)
-	defer copyBuffers.Put(buf)
+	buf := w.store.buffers.Get().(*[copyBuffer]byte)
+	defer w.store.buffers.Put(buf)
 	var size int64
 	for {
 		n, rerr := io.ReadFull(r, buf[:])
@@ -172,7 +236,11 @@ func (w *localWriter) ReadFrom(r io.Reader) (int64, error) {
 
 func (w *localWriter) Digest() digest.Digest { return w.hash.Digest() }
 
-func (w *localWriter) Status() (object.IngestStatus, error) { return w.status, nil }
+func (w *localWriter) Status() (object.IngestStatus, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status, nil
+}
 
 func (w *localWriter) Truncate(size int64) error {
 	if size != 0 {
@@ -188,8 +256,8 @@ func (w *localWriter) Truncate(size int64) error {
 		return fmt.Errorf("ingest %q: %w", w.ref, err)
 	}
 	w.hash.Hash().Reset()
-	w.status.Offset, w.flushed = 0, 0
-	w.status.UpdatedAt = time.Now()
+	w.flushed = 0
+	w.setOffset(0)
 	return nil
 }
 
@@ -200,162 +268,35 @@ func (w *localWriter) Close() error {
 		return nil
 	}
 	defer w.unlock()
-	err := w.file.Close()
-	w.file = nil
-	stamp, terr := w.status.UpdatedAt.MarshalText()
-	if terr == nil {
-		terr = w.store.os.Replace("ingest updatedat", filepath.Join(w.dir, "updatedat"), stamp, 0o644)
-	}
-	if errors.Is(terr, fs.ErrNotExist) {
-		terr = nil // aborted meanwhile
-	}
-	if err := errors.Join(err, terr); err != nil {
-		return fmt.Errorf("close ingest %q: %w", w.ref, err)
+	err := w.keep()
+	if err := errors.Join(err, w.drop()); err != nil {
+		return fmt.Errorf("close ingest %q: %w", w.ref, diskError(w.store.root, err))
 	}
 	return nil
 }
 
-// Commit makes a blob of the ingest:
-//
-//	mode, time    of the data file, while no name that matters leads to it
-//	fdatasync     the bytes are on the disk before any name says they are a blob
-//	rename        to the blob's name: a crash leaves either the ingest or the blob
-//	sync          of the blob directory, shared by commits that come at once
-//	remove        the rest of the ingest; a crash before leaves it to CleanIngests
-//
-// After a size or digest that does not fit, the ingest stays, to be committed
-// with the right ones or resumed. errdefs.ErrNotFound when it was aborted.
-func (w *localWriter) Commit(ctx context.Context, size int64, expected digest.Digest, _ map[string]string) error {
-	if w.file == nil {
-		return w.closedError()
-	}
-	err := w.commit(ctx, size, expected)
-	if err == nil || errdefs.IsAlreadyExists(err) {
-		// The blob is safe; what cannot be removed here is garbage for later.
-		_ = w.file.Close()
-		w.file = nil
-		_ = w.store.removeIngest(w.dir)
-		w.unlock()
-	}
-	if err == nil {
+// keep puts the state of the ingest where the next writer finds it.
+func (w *localWriter) keep() error {
+	if w.aborted.Load() {
 		return nil
 	}
-	return errors.Join(fmt.Errorf("commit ingest %q: %w", w.ref, diskError(w.store.root, err)), w.Close())
-}
-
-func (w *localWriter) commit(ctx context.Context, size int64, expected digest.Digest) error {
-	d, err := w.check(ctx, size, expected)
-	if err != nil {
-		return err
+	if !w.named {
+		return w.name()
 	}
-	whole, err := w.store.whole(ctx, d, w.status.Offset)
-	if err != nil {
-		return err
-	}
-	if whole {
-		return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
-	}
-	return w.publish(ctx, d)
-}
-
-// check compares what was written with what was expected and returns its digest.
-func (w *localWriter) check(ctx context.Context, size int64, expected digest.Digest) (digest.Digest, error) {
-	if size > 0 && size != w.status.Offset {
-		return "", fmt.Errorf("%d bytes were written, %d are expected: %w", w.status.Offset, size, errdefs.ErrFailedPrecondition)
-	}
-	fi, err := w.file.Stat()
-	if err != nil {
-		return "", err
-	}
-	if fi.Size() != w.status.Offset {
-		return "", fmt.Errorf("data has %d bytes, %d were written: %w", fi.Size(), w.status.Offset, errdefs.ErrDataLoss)
-	}
-	if expected == "" {
-		return w.hash.Digest(), nil
-	}
-	if _, err := w.store.blobPath(expected); err != nil {
-		return "", err
-	}
-	if expected.Algorithm() != w.hash.Digest().Algorithm() {
-		// The writer was opened without the digest: hash again with its algorithm.
-		w.hash = expected.Algorithm().Digester()
-		if _, err := rehash(ctx, w.hash, io.NewSectionReader(w.file, 0, w.status.Offset)); err != nil {
-			return "", err
-		}
-	}
-	if d := w.hash.Digest(); d != expected {
-		return "", fmt.Errorf("what was written has digest %s, expected is %s: %w", d, expected, errdefs.ErrFailedPrecondition)
-	}
-	return expected, nil
-}
-
-// publish gives the data, which is checked, the name of the blob.
-func (w *localWriter) publish(ctx context.Context, d digest.Digest) (err error) {
-	target, err := w.store.blobPath(d)
-	if err != nil {
-		return err
-	}
-	syncDir, err := w.store.blobDir(filepath.Dir(target))
-	if err != nil {
-		return err
-	}
-	if err := w.seal(); err != nil {
-		return err
-	}
-	data := filepath.Join(w.dir, "data")
-	err = w.store.os.RenameNoReplace("blob", data, target)
-	if errors.Is(err, fs.ErrExist) {
-		// Either somebody was faster, or what is there was cut short by a crash.
-		whole, werr := w.store.whole(ctx, d, w.status.Offset)
-		if werr != nil {
-			return werr
-		}
-		if whole {
-			return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
-		}
-		err = w.store.os.Rename("blob", data, target)
+	stamp, err := w.status.UpdatedAt.MarshalText()
+	if err == nil {
+		err = w.store.os.Replace("ingest updatedat", filepath.Join(w.dir, "updatedat"), stamp, 0o644)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the ingest was aborted: %w", errdefs.ErrNotFound)
+		return nil // aborted meanwhile
 	}
-	if err != nil {
-		return err
-	}
-	if err := syncDir.Do(); err != nil {
-		// Not durable, so not to be seen either.
-		return errors.Join(err, w.store.os.Remove("blob", target))
-	}
-	return nil
+	return err
 }
 
-// seal makes the data file read-only, stamps it with the time of the commit and
-// puts it on the disk. When that fails nobody knows what the disk has, and
-// syncing again would not tell: the ingest starts over.
-func (w *localWriter) seal() error {
-	err := w.file.Chmod(0o444)
-	if err == nil {
-		err = w.file.SetTime(time.Now())
-	}
-	if err == nil {
-		err = w.file.Sync()
-	}
-	if err != nil {
-		return errors.Join(err, w.store.removeIngest(w.dir))
-	}
-	return nil
-}
-
-// blobDir makes a directory of blobs durable, once, and returns what syncs it.
-func (l *Local) blobDir(dir string) (*par.Batch, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if b := l.dirSyncs[dir]; b != nil {
-		return b, nil
-	}
-	if err := l.os.MkdirAll("blob dir", dir, 0o755); err != nil {
-		return nil, err
-	}
-	b := par.NewBatch(func() error { return l.os.SyncDir("blob dir", dir) })
-	l.dirSyncs[dir] = b
-	return b, nil
+// drop closes the file: nothing is left of a nameless ingest.
+func (w *localWriter) drop() error {
+	w.store.setNameless(w, false)
+	err := w.file.Close()
+	w.file = nil
+	return err
 }

@@ -177,3 +177,34 @@ func TestFile(t *testing.T) {
 		t.Fatalf("file is %d bytes, %v, %v", fi.Size(), fi.Mode(), fi.ModTime())
 	}
 }
+
+func TestOpenTemp(t *testing.T) {
+	dir := t.TempDir()
+	f, err := osfs.OpenTemp("test", dir, 0o600)
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write([]byte("abc")); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Fatalf("it has a name: %v, %v", entries, err)
+	}
+	path := filepath.Join(dir, "f")
+	if err := f.Link(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "abc" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if err := f.Link(path); !errors.Is(err, os.ErrExist) {
+		t.Fatalf("second link: %v", err)
+	}
+	if err := f.Link(filepath.Join(dir, "none", "f")); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("link into nowhere: %v", err)
+	}
+}

@@ -15,6 +15,7 @@ package fsx
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -25,8 +26,9 @@ import (
 
 // Op is one operation that changes the file system.
 type Op struct {
-	// Label says what the operation is for, Call which one it is: open, write,
-	// sync, truncate, mkdir, rename, remove, syncdir, chmod, chtimes.
+	// Label says what the operation is for, Call which one it is: open, opentemp,
+	// link, write, sync, truncate, chmod, chtimes, mkdir, rename, remove,
+	// removeall, syncdir.
 	Label, Call string
 	// Path is what it works on; To is the new name of a rename.
 	Path, To string
@@ -70,6 +72,24 @@ func (o *OS) OpenFile(label, path string, flag int, perm os.FileMode) (*File, er
 		return nil, err
 	}
 	f, err := os.OpenFile(path, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &File{f: f, os: o, label: label}, nil
+}
+
+// OpenTemp opens a new file that has no name, on the file system of a directory.
+// It is gone when it is closed, or the process dies, unless Link has given it
+// a name. errors.ErrUnsupported where the file system has no such files.
+func (o *OS) OpenTemp(label, dir string, perm os.FileMode) (*File, error) {
+	if err := o.before(Op{Label: label, Call: "opentemp", Path: dir}); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, perm)
+	// EISDIR is what kernels say that do not know the flag.
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("%w: %w", err, errors.ErrUnsupported)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +260,25 @@ func (f *File) Sync() error {
 		}
 		return nil
 	}
+}
+
+// Link gives a file of OpenTemp a name; os.ErrExist when there is one already.
+func (f *File) Link(path string) error {
+	if f.os != nil && f.os.Before != nil {
+		if err := f.os.before(Op{Label: f.label, Call: "link", Path: path}); err != nil {
+			return err
+		}
+	}
+	fd := int(f.f.Fd())
+	err := unix.Linkat(fd, "", unix.AT_FDCWD, path, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) {
+		// Without CAP_DAC_READ_SEARCH the way leads through /proc.
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: f.f.Name(), New: path, Err: err}
+	}
+	return nil
 }
 
 // Chmod sets the permissions.

@@ -109,7 +109,7 @@ func TestQueueBound(t *testing.T) {
 				n := now.Add(1)
 				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 				}
-				time.Sleep(time.Second) // virtual time
+				time.Sleep(time.Second) // deliberate: virtual time
 				now.Add(-1)
 				done.Add(1)
 			})
@@ -127,7 +127,7 @@ func TestBatchRunsAfterTheCall(t *testing.T) {
 		var state, seen, runs atomic.Int64
 		b := NewBatch(func() error {
 			s := state.Load()
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // deliberate: virtual time
 			seen.Store(s)
 			runs.Add(1)
 			return nil
@@ -169,7 +169,7 @@ func TestLocks(t *testing.T) {
 		if !ok {
 			t.Fatal("free lock refused")
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // deliberate: virtual time
 		if _, since, ok := l.TryLock("a"); ok || !since.Equal(start) {
 			t.Fatalf("held lock: %v, since %v", ok, since)
 		}
