@@ -39,8 +39,20 @@ func newContentServer(open func(context.Context) content.Store) *contentServer {
 	return &contentServer{open: open, buffers: sync.Pool{New: func() any { return new([readChunk]byte) }}}
 }
 
+func parseDigest(s string) (digest.Digest, error) {
+	d, err := digest.Parse(s)
+	if err != nil {
+		return "", fmt.Errorf("digest %.200q: %w: %w", s, err, errdefs.ErrInvalidArgument)
+	}
+	return d, nil
+}
+
 func (s *contentServer) Info(ctx context.Context, req *api.InfoRequest) (*api.InfoResponse, error) {
-	info, err := s.open(ctx).Info(ctx, digest.Digest(req.Digest))
+	d, err := parseDigest(req.Digest)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.open(ctx).Info(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +60,9 @@ func (s *contentServer) Info(ctx context.Context, req *api.InfoRequest) (*api.In
 }
 
 func (s *contentServer) Update(ctx context.Context, req *api.UpdateRequest) (*api.UpdateResponse, error) {
+	if _, err := parseDigest(req.Info.GetDigest()); err != nil {
+		return nil, err
+	}
 	info, err := s.open(ctx).Update(ctx, records.BlobInfoFromProto(req.Info), req.UpdateMask.GetPaths()...)
 	if err != nil {
 		return nil, err
@@ -77,7 +92,11 @@ func (s *contentServer) List(req *api.ListContentRequest, stream api.Content_Lis
 }
 
 func (s *contentServer) Delete(ctx context.Context, req *api.DeleteContentRequest) (*emptypb.Empty, error) {
-	return empty(s.open(ctx).Delete(ctx, digest.Digest(req.Digest)))
+	d, err := parseDigest(req.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return empty(s.open(ctx).Delete(ctx, d))
 }
 
 // Read sends the range in chunks; the range is cut at the end of the blob. The
@@ -85,7 +104,11 @@ func (s *contentServer) Delete(ctx context.Context, req *api.DeleteContentReques
 // Differs from containerd: it counts from the start of the range there.
 func (s *contentServer) Read(req *api.ReadContentRequest, stream api.Content_ReadServer) error {
 	ctx := stream.Context()
-	blob, err := s.open(ctx).ReaderAt(ctx, ispec.Descriptor{Digest: digest.Digest(req.Digest)})
+	d, err := parseDigest(req.Digest)
+	if err != nil {
+		return err
+	}
+	blob, err := s.open(ctx).ReaderAt(ctx, ispec.Descriptor{Digest: d})
 	if err != nil {
 		return err
 	}
@@ -152,14 +175,18 @@ func (s *contentServer) Write(stream api.Content_WriteServer) error {
 		return fmt.Errorf("the first message of a write must have a reference: %w", errdefs.ErrInvalidArgument)
 	}
 	session := &writeSession{store: s.open(ctx), ref: req.Ref}
+	if req.Expected != "" {
+		if session.expected, err = parseDigest(req.Expected); err != nil {
+			return err
+		}
+	}
 	session.writer, err = session.store.Writer(ctx, content.WriteOptions{
-		Ref: req.Ref, Size: max(req.Total, 0), Expected: digest.Digest(req.Expected),
+		Ref: req.Ref, Size: max(req.Total, 0), Expected: session.expected,
 	})
 	if err != nil {
 		return err
 	}
 	defer session.writer.Close()
-	session.expected = digest.Digest(req.Expected)
 	for {
 		resp, err := session.handle(ctx, req)
 		if err != nil {
@@ -241,12 +268,12 @@ func (w *writeSession) handle(ctx context.Context, req *api.WriteContentRequest)
 // expect takes up the digest of a message. If there is such a blob already the
 // session is over and the ingest of no more use; a commit finds that out itself.
 func (w *writeSession) expect(ctx context.Context, req *api.WriteContentRequest) error {
-	d := digest.Digest(req.Expected)
-	if d == "" || d == w.expected {
+	if req.Expected == "" || req.Expected == w.expected.String() {
 		return nil
 	}
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("expected digest %.200q: %w: %w", req.Expected, err, errdefs.ErrInvalidArgument)
+	d, err := parseDigest(req.Expected)
+	if err != nil {
+		return err
 	}
 	w.expected = d
 	if req.Action == api.WriteAction_COMMIT {
@@ -258,7 +285,7 @@ func (w *writeSession) expect(ctx context.Context, req *api.WriteContentRequest)
 		}
 		return err
 	}
-	err := fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+	err = fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
 	if cerr := errors.Join(w.writer.Close(), w.store.Abort(ctx, w.ref)); cerr != nil {
 		err = fmt.Errorf("%w (and then: %v)", err, cerr)
 	}
