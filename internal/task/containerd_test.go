@@ -55,7 +55,7 @@ func container(id, runtime, script string) object.Container {
 			map[string]any{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
 		},
 		"linux": map[string]any{
-			"cgroupsPath": "/berth-task-test/" + id,
+			"cgroupsPath": "/berth-task-test-" + id,
 			"namespaces": []any{
 				map[string]any{"type": "pid"}, map[string]any{"type": "mount"},
 				map[string]any{"type": "ipc"}, map[string]any{"type": "uts"},
@@ -159,4 +159,216 @@ func (m *testManager) wantEmpty(t testing.TB) {
 	if strings.Contains(string(mounts), m.opts.State) {
 		t.Errorf("mounts left behind under %s", m.opts.State)
 	}
+}
+
+func TestContainerdShimRestart(t *testing.T) {
+	shim := peerShim(t)
+	m, _ := newManager(t)
+	ctx := within(t, 30*time.Second)
+	signal := filepath.Join(m.dir(), "go")
+	for id, script := range map[string]string{
+		"stays":   "exec sleep 100",
+		"ends":    "while [ ! -e " + signal + " ]; do sleep 0.01; done; exit 3",
+		"orphan":  "exec sleep 100",
+		"created": "exit 0",
+	} {
+		if _, err := m.Create(ctx, "ns", container(id, shim, script), CreateOptions{Rootfs: hostRoot()}); err != nil {
+			t.Fatal(err)
+		}
+		if id == "created" {
+			continue
+		}
+		if _, err := m.Start(ctx, "ns", id, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	orphan := m.task("orphan")
+	who, err := orphan.shim.learnProcess(ctx, orphan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ending, err := openProcess(int(m.task("ends").pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The container keeps its shim from being alone in the bundle's cgroup: both
+	// the shim's death and the container's end happen while no daemon is there.
+	init, err := openProcess(int(who.TaskPid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	<-ending.exited
+	if p, err := openProcess(int(who.ShimPid)); err == nil {
+		p.kill()
+		<-p.exited
+	}
+	m, seen := m.reopen(t)
+	if err := m.Recover(ctx, []string{"ns"}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-init.exited:
+	case <-ctx.Done():
+		t.Error("the container of the dead shim still runs")
+	}
+	if e, err := m.Wait(ctx, "ns", "ends", ""); err != nil || e.Status != 3 {
+		t.Errorf("ended meanwhile: %+v, %v; want status 3", e, err)
+	}
+	if p, err := m.State(ctx, "ns", "stays", ""); err != nil || p.Status != object.TaskRunning {
+		t.Errorf("stays: %+v, %v", p, err)
+	}
+	if p, err := m.State(ctx, "ns", "created", ""); err != nil || p.Status != object.TaskCreated {
+		t.Errorf("created: %+v, %v", p, err)
+	}
+	if _, err := m.State(ctx, "ns", "orphan", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("orphan: %v, want NotFound", err)
+	}
+	if err := m.Kill(ctx, "ns", "stays", "", 9, false); err != nil {
+		t.Error(err)
+	}
+	if e, err := m.Wait(ctx, "ns", "stays", ""); err != nil || e.Status != 137 {
+		t.Errorf("killed: %+v, %v", e, err)
+	}
+	for _, id := range []string{"stays", "ends", "created"} {
+		if _, err := m.Delete(ctx, "ns", id, ""); err != nil {
+			t.Error(err)
+		}
+	}
+	m.quiet(t)
+	exits := map[string]bool{}
+	for _, e := range seen() {
+		if e.Topic == "/tasks/exit" {
+			exits[string(e.Body.Value)] = true
+		}
+	}
+	if len(exits) != 2 {
+		t.Errorf("%d exits published, want those of what ended meanwhile", len(exits))
+	}
+	m.wantEmpty(t)
+}
+
+func TestContainerdShimExec(t *testing.T) {
+	shim := peerShim(t)
+	m, _ := newManager(t)
+	ctx := within(t, 20*time.Second)
+	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Start(ctx, "ns", "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	process, _ := json.Marshal(map[string]any{
+		"user": map[string]any{"uid": 0, "gid": 0},
+		"args": []string{"/bin/sh", "-c", "exit 5"},
+		"env":  []string{"PATH=/usr/bin:/bin"}, "cwd": "/",
+	})
+	spec := object.Any{TypeURL: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: process}
+	if err := m.Exec(ctx, "ns", "c", "e", ExecOptions{Spec: spec}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Exec(ctx, "ns", "c", "e", ExecOptions{Spec: spec}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("second exec: %v, want AlreadyExists", err)
+	}
+	if err := m.Exec(ctx, "ns", "c", "../e", ExecOptions{Spec: spec}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("bad exec ID: %v, want InvalidArgument", err)
+	}
+	if pid, err := m.Start(ctx, "ns", "c", "e"); err != nil || pid == 0 {
+		t.Fatalf("start: %d, %v", pid, err)
+	}
+	if e, err := m.Wait(ctx, "ns", "c", "e"); err != nil || e.Status != 5 {
+		t.Errorf("wait: %+v, %v", e, err)
+	}
+	if e, err := m.Delete(ctx, "ns", "c", "e"); err != nil || e.Status != 5 {
+		t.Errorf("delete: %+v, %v", e, err)
+	}
+	if pids, err := m.Pids(ctx, "ns", "c"); err != nil || len(pids) != 1 {
+		t.Errorf("pids: %v, %v", pids, err)
+	}
+	if s, _, err := m.Stats(ctx, "ns", "c"); err != nil || s.TypeURL == "" {
+		t.Errorf("stats: %v, %v", s.TypeURL, err)
+	}
+	if err := m.Pause(ctx, "ns", "c"); err != nil {
+		t.Error(err)
+	}
+	if p, err := m.State(ctx, "ns", "c", ""); err != nil || p.Status != object.TaskPaused {
+		t.Errorf("paused: %v, %v", p.Status, err)
+	}
+	if err := m.Resume(ctx, "ns", "c"); err != nil {
+		t.Error(err)
+	}
+	if err := m.Kill(ctx, "ns", "c", "", 9, true); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.Wait(ctx, "ns", "c", ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.Delete(ctx, "ns", "c", ""); err != nil {
+		t.Error(err)
+	}
+	m.quiet(t)
+	m.wantEmpty(t)
+}
+
+// The shim of a running container is killed: the container goes with it.
+func TestContainerdShimKilled(t *testing.T) {
+	shim := peerShim(t)
+	m, seen := newManager(t)
+	ctx := within(t, 20*time.Second)
+	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Start(ctx, "ns", "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	c := m.task("c")
+	who, err := c.shim.learnProcess(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	init, err := openProcess(int(who.TaskPid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go c.shim.kill()
+	e, err := m.Wait(ctx, "ns", "c", "")
+	if err != nil || e.Status != 137 || e.PID != who.TaskPid {
+		t.Errorf("wait: %+v, %v; want status 137 of PID %d", e, err, who.TaskPid)
+	}
+	if !init.hasExited() {
+		<-init.exited // the wait above must not be before the end by much
+	}
+	m.wantEmpty(t)
+	if n := len(seen()); n != 2 {
+		t.Errorf("%d events, want exit and delete", n)
+	}
+	// The name is free for another.
+	m2, _ := m.reopen(t)
+	if _, err := m2.Create(ctx, "ns", container("c", shim, "exit 0"), CreateOptions{Rootfs: hostRoot()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m2.Delete(ctx, "ns", "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	m2.quiet(t)
+	m2.wantEmpty(t)
+}
+
+// A command that is not there: the runtime's message arrives, and nothing stays.
+func TestContainerdShimNoCommand(t *testing.T) {
+	shim := peerShim(t)
+	m, _ := newManager(t)
+	ctx := within(t, 20*time.Second)
+	c := container("c", shim, "")
+	c.Spec.Value = []byte(strings.Replace(string(c.Spec.Value), "/bin/sh", "/no/such/command", 1))
+	_, err := m.Create(ctx, "ns", c, CreateOptions{Rootfs: hostRoot()})
+	if err == nil || !strings.Contains(err.Error(), "/no/such/command") {
+		t.Fatalf("create: %v", err)
+	}
+	m.quiet(t)
+	m.wantEmpty(t)
+	m.wantNoShims(t)
 }

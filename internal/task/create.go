@@ -286,14 +286,13 @@ func (m *Manager) endStray(t *task, address string) {
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
-	pid := int(who.GetShimPid())
-	if pid <= 1 || !worksIn(pid, t.bundle.path) {
-		return
+	if pid := int(who.GetShimPid()); pid > 1 && worksIn(pid, t.bundle.path) {
+		if p, err := openProcess(pid); err == nil {
+			p.kill()
+			<-p.exited
+		}
 	}
-	if p, err := openProcess(pid); err == nil {
-		p.kill()
-		<-p.exited
-	}
+	m.removeSocket(strings.TrimPrefix(address, "unix://"))
 }
 
 // claim attaches the task to the shim at an address. If there is none yet it
@@ -399,6 +398,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	call, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	err := s.call(call, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &taskapi.ConnectResponse{})
 	cancel()
+	if err == nil {
+		s.hangUp() // it need not wait for us to have read its answer
+	}
 	timer := time.NewTimer(shutdownTimeout)
 	defer timer.Stop()
 	select {
@@ -407,6 +409,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	case <-timer.C:
 	case <-m.life.Done():
 		return
+	}
+	if s.isLost() {
+		return // it is ending; its watch sees to the rest
 	}
 	if err != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", err)

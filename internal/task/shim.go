@@ -24,8 +24,10 @@ type shim struct {
 	// binary is its executable, for delete. By now it may be gone.
 	binary string
 	// own is a shim of Berth that this daemon started through serve.
-	own     bool
-	version atomic.Int32
+	own bool
+	// answered is closed when an own shim has taken its first task, or not.
+	answered chan struct{}
+	version  atomic.Int32
 
 	// tasks lists those that it serves, leaving that it was told to end.
 	// Guarded by Manager.mu.
@@ -67,6 +69,20 @@ func (s *shim) isDead() bool {
 	default:
 		return false
 	}
+}
+
+// hangUp closes the connection; the watch makes another if the shim lives on.
+func (s *shim) hangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn.close()
+}
+
+// isLost tells that there is no connection at present.
+func (s *shim) isLost() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.isLost()
 }
 
 // open connects and begins to watch the connection.
@@ -176,6 +192,9 @@ func asks(method string) bool {
 
 // unreachable is errdefs.ErrNotFound for a dead shim: with it a task has ended.
 func (s *shim) unreachable(k key) error {
+	if s.own {
+		<-s.answered
+	}
 	s.mu.Lock()
 	refusal := s.refusal
 	s.mu.Unlock()
@@ -226,9 +245,10 @@ func (s *shim) investigate(c *conn) {
 			break
 		}
 		ctx, cancel := context.WithTimeout(s.m.life, loadTimeout)
-		err := s.open(ctx)
+		next, err := s.reconnect(ctx)
 		cancel()
 		if err == nil {
+			s.adopt(next)
 			return
 		}
 		if nobodyListens(err) && (p == nil || time.Since(began) > patience) {
@@ -242,6 +262,31 @@ func (s *shim) investigate(c *conn) {
 		}
 	}
 	s.m.shimDied(s)
+}
+
+// reconnect makes a new connection and tries it: the kernel may close the
+// sockets of a dying process in any order, so that one may still connect.
+func (s *shim) reconnect(ctx context.Context) (*conn, error) {
+	c, err := connect(ctx, s.protocol, s.address)
+	if err != nil {
+		return nil, err
+	}
+	s.m.mu.Lock()
+	var k key
+	for t := range s.tasks {
+		k = t.key
+		break
+	}
+	s.m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	defer cancel()
+	// Whatever it answers, even nothing: it is there.
+	err = c.call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})
+	if errors.Is(err, errLost) {
+		c.close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // sleep waits for a pause or for early; it is false when the daemon ends.

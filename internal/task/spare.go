@@ -272,15 +272,16 @@ func (m *Manager) serve(ctx context.Context, t *task, s *shim, e edition, listen
 		Socket: s.address, Debug: m.debug,
 	}, listener)
 	if err == nil {
-		s.own = true
 		err = s.open(ctx)
 	}
 	if err != nil {
 		sp.dismiss()
 		return err
 	}
+	s.own, s.answered = true, make(chan struct{})
 	s.watch(sp.process)
 	m.background.Go(func() {
+		defer close(s.answered)
 		if err := sp.answer(); err != nil {
 			s.refuse(err)
 		}

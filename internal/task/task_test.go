@@ -1,14 +1,19 @@
 package task
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"berth/internal/events"
 	"berth/internal/object"
+
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 type testManager struct{ *Manager }
@@ -38,22 +43,47 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var mu sync.Mutex
+	serveEvents(t, m.opts.TTRPCAddress)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	ch, _ := x.Subscribe(ctx)
 	var seen []object.Event
-	ch, _ := x.Subscribe(t.Context())
-	go func() {
-		for e := range ch {
-			mu.Lock()
-			seen = append(seen, e)
-			mu.Unlock()
-		}
-	}()
 	t.Cleanup(func() { m.Close() })
 	return &testManager{m}, func() []object.Event {
-		mu.Lock()
-		defer mu.Unlock()
-		return append([]object.Event(nil), seen...)
+		// The mark comes after all that was published until now.
+		x.Publish(context.Background(), "mark", events.TaskOOM("mark"))
+		for e := range ch {
+			if e.Namespace == "mark" {
+				break
+			}
+			seen = append(seen, e)
+		}
+		return seen
 	}
+}
+
+// serveEvents takes the events of shims, as the daemon does: they do not end
+// before they got rid of them.
+func serveEvents(t testing.TB, path string) {
+	t.Helper()
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventsapi.RegisterTTRPCEventsService(server, anyEvents{})
+	go server.Serve(context.Background(), l)
+	t.Cleanup(func() { server.Close() })
+}
+
+type anyEvents struct{}
+
+func (anyEvents) Forward(context.Context, *eventsapi.ForwardRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, nil
 }
 
 type logWriter struct{ testing.TB }
