@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, which cgroup managers have only by this
 	"github.com/opencontainers/runc/libcontainer"
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"golang.org/x/sys/unix"
 )
@@ -36,14 +35,14 @@ var _ Driver = (*Builtin)(nil)
 // So that a start that hangs does not hold up another, or a kill, only one
 // user at a time has lc: who does not get busy loads the state from disk.
 type builtin struct {
-	driver *Builtin
-	id     string
-	busy   sync.Mutex
-	lc     *libcontainer.Container
-	init   *builtinProcess
-	// ownPIDs: the container has a PID namespace of its own, so that the kernel
-	// ends all its processes with its init.
+	driver  *Builtin
+	id      string
+	busy    sync.Mutex
+	lc      *libcontainer.Container
+	init    *builtinProcess
 	ownPIDs bool
+	// restored: the container runs already.
+	restored bool
 }
 
 func (d *Builtin) Create(ctx context.Context, id string, opts CreateOptions) (_ Container, err error) {
@@ -67,7 +66,7 @@ func (d *Builtin) Create(ctx context.Context, id string, opts CreateOptions) (_ 
 	} else if err != nil {
 		return nil, err
 	}
-	c := &builtin{driver: d, id: id, lc: lc, ownPIDs: config.Namespaces.IsPrivate(configs.NEWPID)}
+	c := &builtin{driver: d, id: id, lc: lc, ownPIDs: ownPIDs(opts.Spec), restored: opts.Checkpoint != ""}
 	defer func() {
 		if err != nil {
 			// What failed is more telling than what could not be removed.
@@ -112,6 +111,9 @@ func (d *Builtin) Destroy(ctx context.Context, id string) error {
 func (c *builtin) Init() Process { return c.init }
 
 func (c *builtin) Start(ctx context.Context) error {
+	if c.restored {
+		return nil
+	}
 	lc, done, err := c.container()
 	if err != nil {
 		return err

@@ -9,8 +9,8 @@
 // Children: a driver starts processes. Those of a container (its init, and what
 // Exec starts) become children of the calling process, which must be a child
 // subreaper; whoever reaps children collects them with Process.Collect. All
-// other children a driver waits for itself: nobody else may reap while one of
-// the methods Create, Exec, Delete or Checkpoint runs.
+// other children a driver waits for itself: nobody else may reap them while one
+// of its methods runs.
 package ociruntime
 
 import (
@@ -87,10 +87,10 @@ type CreateOptions struct {
 	NoNewKeyring bool
 	// PIDFile, when not empty, is where the init's PID is written.
 	PIDFile string
-	// Checkpoint, when not empty, is the directory of a checkpoint to restore:
-	// Start then resumes what it holds.
+	// Checkpoint, when not empty, is the directory of a checkpoint to restore. The
+	// container then runs at once, and Start does nothing.
 	Checkpoint string
-	// Criu is where a restore keeps its logs.
+	// CriuWork is where a restore keeps its logs.
 	CriuWork string
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -46,15 +47,20 @@ func (p *builtinProcess) Collect() (syscall.WaitStatus, error) {
 func (p *builtinProcess) signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done {
-		return fmt.Errorf("%w: process already finished", errdefs.ErrNotFound)
+	return signalChild(p.pid, p.done, sig)
+}
+
+// signalChild sends a signal to a child. The PID is the child's own until it is
+// collected.
+func signalChild(pid int, collected bool, sig syscall.Signal) error {
+	if !collected {
+		if kerr := unix.Kill(pid, sig); kerr == nil {
+			return nil
+		} else if !errors.Is(kerr, unix.ESRCH) {
+			return fmt.Errorf("send signal %d to process %d: %w", sig, pid, kerr)
+		}
 	}
-	if err := unix.Kill(p.pid, sig); errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("%w: process already finished", errdefs.ErrNotFound)
-	} else if err != nil {
-		return fmt.Errorf("send signal %d to process %d: %w", sig, p.pid, err)
-	}
-	return nil
+	return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
 }
 
 // startProcess runs start with the streams, or a new terminal, set in process.
@@ -93,7 +99,6 @@ func startProcess(process *libcontainer.Process, stdio Stdio, terminal bool, sta
 	}
 	var err error
 	p.pid, err = process.Pid()
-	// What started it is of no more use and not small.
 	return p, err
 }
 
@@ -148,6 +153,17 @@ func awaitStopped(lc *libcontainer.Container) error {
 		return err
 	}
 	return fmt.Errorf("%w: the container's init does not end though it was killed", errdefs.ErrUnavailable)
+}
+
+// ownPIDs tells whether a container has a PID namespace of its own, so that the
+// kernel ends all its processes with its init.
+func ownPIDs(spec *specs.Spec) bool {
+	if spec.Linux == nil {
+		return false
+	}
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace && ns.Path == ""
+	})
 }
 
 // checkProcess tells what libcontainer takes for granted.

@@ -61,6 +61,9 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 		return err
 	}
 	c.ownPIDs = privatePIDs(spec)
+	if err := writeOptions(req.bundle, req.options); err != nil {
+		return fmt.Errorf("keep the options: %w", err)
+	}
 	spec.Process.Terminal, changed = req.io.Terminal, changed || spec.Process.Terminal != req.io.Terminal
 	if len(req.rootfs) > 0 {
 		target := filepath.Join(req.bundle, "rootfs")
@@ -89,15 +92,14 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 	in, out, errout := streams.Child()
 	release := c.service.reaper.Hold()
 	defer release()
-	driver := c.service.driver(c.options)
-	c.oci, err = driver.Create(ctx, c.id, ociruntime.CreateOptions{
+	c.oci, err = driverFor(c.options, c.service.namespace, c.bundle).Create(ctx, c.id, ociruntime.CreateOptions{
 		Bundle:       req.bundle,
 		Spec:         spec,
 		Changed:      changed,
 		Stdio:        ociruntime.Stdio{Stdin: in, Stdout: out, Stderr: errout},
 		NoPivotRoot:  c.options.GetNoPivotRoot(),
 		NoNewKeyring: c.options.GetNoNewKeyring(),
-		PIDFile:      filepath.Join(req.bundle, "init.pid"),
+		PIDFile:      filepath.Join(req.bundle, pidFile),
 		Checkpoint:   req.checkpoint,
 		CriuWork:     c.options.GetCriuWorkPath(),
 	})

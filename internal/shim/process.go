@@ -101,6 +101,11 @@ func (p *process) report() {
 	p.end.PID = p.pid
 	end := *p.end
 	p.mu.Unlock()
+	if !p.isExec() {
+		if err := writeExit(p.c.bundle, end); err != nil {
+			p.c.service.log.Warn("the exit status cannot be recorded in the bundle", "container", p.c.id, "error", err)
+		}
+	}
 	p.c.service.publish(exitEvent(p.c.id, p.execID, end))
 	close(p.exited)
 }

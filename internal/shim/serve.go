@@ -77,6 +77,7 @@ func Serve(ctx context.Context, cfg Config) error {
 			}
 		case <-end.done:
 			server.Close()
+			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()
 			pub.Close(flush)

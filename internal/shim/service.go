@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -16,7 +15,6 @@ import (
 	"berth/internal/stdio"
 
 	"github.com/containerd/containerd/api/events"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -41,19 +39,6 @@ type service struct {
 
 func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left func()) *service {
 	return &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, containers: map[string]*container{}}
-}
-
-// stateRoot is where runtimes keep the state of containers, when the options name
-// no other place. Compat: containerd's shim for runc.
-const stateRoot = "/run/containerd/runc"
-
-// driver is the runtime that the options ask for.
-func (s *service) driver(o *options.Options) ociruntime.Driver {
-	root := o.GetRoot()
-	if root == "" {
-		root = stateRoot
-	}
-	return &ociruntime.Builtin{Root: filepath.Join(root, s.namespace), SystemdCgroup: o.GetSystemdCgroup()}
 }
 
 func (s *service) container(id string) (*container, error) {
