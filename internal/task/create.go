@@ -57,7 +57,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	}
 	m.settle(t, s, pid)
 	if s.own {
-		m.replenish(s.binary)
+		time.AfterFunc(spareDelay, func() { m.replenish(s.binary) })
 	} else {
 		m.background.Go(func() {
 			ctx, cancel := context.WithTimeout(m.life, loadTimeout)

@@ -39,9 +39,18 @@ func (m *Manager) do(ctx context.Context, namespace, id, method string, req prot
 
 // Start runs the init process, or the exec process when execID is not empty.
 func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid uint32, err error) {
+	t, err := m.lookup(ctx, namespace, id)
+	if err != nil {
+		return 0, err
+	}
 	var resp taskapi.StartResponse
-	err = m.call(ctx, namespace, id, "Start", &taskapi.StartRequest{ID: id, ExecID: execID}, &resp)
-	return resp.GetPid(), err
+	if err := t.call(ctx, "Start", &taskapi.StartRequest{ID: id, ExecID: execID}, &resp); err != nil {
+		return 0, err
+	}
+	if t.shim.own && execID == "" {
+		m.replenish(t.shim.binary)
+	}
+	return resp.GetPid(), nil
 }
 
 // State of a process; errdefs.ErrNotFound when there is no such task or exec.

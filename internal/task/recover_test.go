@@ -3,15 +3,21 @@ package task
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"berth/internal/object"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 )
 
 // reopen is a restart of the daemon: the first manager lets go, and another
@@ -260,5 +266,87 @@ func TestRecoverWedged(t *testing.T) {
 		if p, err := os.FindProcess(pid); err == nil {
 			p.Kill()
 		}
+	}
+}
+
+// fill makes bundles whose shims are served by this process, some of which
+// never answer.
+func (m *testManager) fill(t testing.TB, live, wedged int) {
+	t.Helper()
+	how := map[string]string{"pid": "lie"}
+	for i := range live + wedged {
+		k := key{"ns", fmt.Sprint("c", i)}
+		b := m.bundleOf(k)
+		if err := b.create([]byte("{}"), 0); err != nil {
+			t.Fatal(err)
+		}
+		path := m.socketPath(k.namespace, k.id)
+		if err := b.writeBootstrap(&bootapi.BootstrapResult{Version: 3, Address: "unix://" + path, Protocol: "ttrpc"}); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), path)
+		l, err := net.FileListener(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		if i < wedged {
+			continue
+		}
+		server, err := ttrpc.NewServer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &fakeService{how: how, tasks: make(map[string]*fakeTask)}
+		s.add(k.id, how)
+		taskapi.RegisterTTRPCTaskService(server, s)
+		go server.Serve(context.Background(), l)
+		t.Cleanup(func() { server.Close() })
+	}
+}
+
+func TestRecoverThousand(t *testing.T) {
+	m, _ := newManager(t)
+	m.fill(t, 1000, 10)
+	m, _ = m.reopen(t)
+	began := time.Now()
+	go m.Recover(t.Context(), []string{"ns"})
+	if _, err := m.State(t.Context(), "ns", "c500", ""); err != nil {
+		t.Error(err)
+	}
+	t.Logf("first answer after %v", time.Since(began))
+	for _, task := range m.snapshotTasks() {
+		<-task.settled
+	}
+	took := time.Since(began)
+	t.Logf("all settled after %v", took)
+	if took > 10*time.Second {
+		t.Errorf("recovery took %v", took)
+	}
+	if n := len(m.snapshotTasks()); n != 1010 {
+		t.Errorf("%d tasks are left, want 1010", n)
+	}
+}
+
+func (m *testManager) snapshotTasks() []*task {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.tasks))
+}
+
+func BenchmarkRecover30(b *testing.B) {
+	m, _ := newManager(b)
+	m.fill(b, 30, 0)
+	for b.Loop() {
+		m, _ := m.reopen(b)
+		if err := m.Recover(b.Context(), []string{"ns"}); err != nil {
+			b.Fatal(err)
+		}
+		m.Close()
 	}
 }

@@ -55,6 +55,10 @@ func (s *spares) take(e edition) *spare {
 	return sp
 }
 
+// spareDelay is how long after a create the next spare is started at the latest;
+// the start of the container, which it would slow down, is over as a rule.
+const spareDelay = 100 * time.Millisecond
+
 // replenish starts a spare of the binary in the background if there is none.
 func (m *Manager) replenish(binary string) {
 	s := &m.spares
