@@ -57,19 +57,20 @@ type Options struct {
 // Server is a gRPC server with all services.
 type Server struct {
 	*grpc.Server
-	calls *inflight
+	stop context.CancelCauseFunc
 }
 
 // NewServer makes a server; serverOptions are added to its own. The caller
 // serves it and shuts it down.
 func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
-	around := interceptors{o.Log, newInflight()}
+	stopping, stop := context.WithCancelCause(context.Background())
+	around := interceptors{o.Log, stopping}
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(around.unary),
 		grpc.ChainStreamInterceptor(around.stream),
 	}, serverOptions...)...)
 
-	named := newStreams()
+	named := newStreams(stopping)
 	containersapi.RegisterContainersServer(s, &containers{db: o.DB})
 	contentapi.RegisterContentServer(s, newContentServer(func(ctx context.Context) content.Store {
 		scope := ScopeOf(ctx)
@@ -90,7 +91,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, healthService{})
-	return &Server{Server: s, calls: around.calls}
+	return &Server{s, stop}
 }
 
 // NewTTRPCServer makes the server on which shims forward their events. Only

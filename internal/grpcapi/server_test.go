@@ -45,11 +45,12 @@ func (f fakeContainers) ListStream(_ *containersapi.ListContainersRequest, strea
 }
 
 // serveAPI serves on a socket until the test ends.
-func serveAPI(t *testing.T, log *slog.Logger, register func(*grpc.Server)) (*Server, *grpc.ClientConn) {
+func serveAPI(t *testing.T, log *slog.Logger, register func(*grpc.Server, context.Context)) (*Server, *grpc.ClientConn) {
 	t.Helper()
-	around := interceptors{log, newInflight()}
-	s := &Server{grpc.NewServer(grpc.ChainUnaryInterceptor(around.unary), grpc.ChainStreamInterceptor(around.stream)), around.calls}
-	register(s.Server)
+	stopping, stop := context.WithCancelCause(context.Background())
+	around := interceptors{log, stopping}
+	s := &Server{grpc.NewServer(grpc.ChainUnaryInterceptor(around.unary), grpc.ChainStreamInterceptor(around.stream)), stop}
+	register(s.Server, stopping)
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -79,7 +80,7 @@ func TestScope(t *testing.T) {
 		seen = ScopeOf(ctx)
 		return nil
 	}
-	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server) {
+	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server, stopping context.Context) {
 		containersapi.RegisterContainersServer(s, fakeContainers{get: see, list: see})
 		versionapi.RegisterVersionServer(s, versionService{version: "v1"})
 	})
@@ -154,7 +155,7 @@ func TestWorksWithoutNamespace(t *testing.T) {
 func TestPanicIsAnError(t *testing.T) {
 	var log bytes.Buffer
 	boom := func(context.Context) error { panic("boom") }
-	_, conn := serveAPI(t, slog.New(slog.NewTextHandler(&log, nil)), func(s *grpc.Server) {
+	_, conn := serveAPI(t, slog.New(slog.NewTextHandler(&log, nil)), func(s *grpc.Server, stopping context.Context) {
 		containersapi.RegisterContainersServer(s, fakeContainers{get: boom, list: boom})
 	})
 	client := containersapi.NewContainersClient(conn)
@@ -178,7 +179,7 @@ func TestPanicIsAnError(t *testing.T) {
 
 func TestErrorsAreMapped(t *testing.T) {
 	want := errors.Join(errdefs.ErrAlreadyExists)
-	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server) {
+	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server, stopping context.Context) {
 		containersapi.RegisterContainersServer(s, fakeContainers{get: func(context.Context) error { return want }})
 	})
 	_, err := containersapi.NewContainersClient(conn).Get(in(t.Context(), "ns"), &containersapi.GetContainerRequest{})
@@ -191,15 +192,15 @@ func TestErrorsAreMapped(t *testing.T) {
 // off what does not end.
 func TestShutdown(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
-	s, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server) {
+	s, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server, stopping context.Context) {
 		containersapi.RegisterContainersServer(s, fakeContainers{get: func(context.Context) error {
 			close(started)
 			<-release
 			return nil
 		}})
-		streamingapi.RegisterStreamingServer(s, newStreams())
+		streamingapi.RegisterStreamingServer(s, newStreams(stopping))
 	})
-	openStream(t, conn, "waits")
+	openStream(t, conn, "untaken")
 	result := make(chan error, 1)
 	go func() {
 		_, err := containersapi.NewContainersClient(conn).Get(in(context.Background(), "ns"), &containersapi.GetContainerRequest{})
@@ -225,7 +226,7 @@ func TestShutdown(t *testing.T) {
 
 func TestShutdownDeadline(t *testing.T) {
 	started := make(chan struct{})
-	s, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server) {
+	s, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server, stopping context.Context) {
 		containersapi.RegisterContainersServer(s, fakeContainers{get: func(ctx context.Context) error {
 			close(started)
 			<-ctx.Done()
@@ -277,8 +278,9 @@ func mustPack(m proto.Message) *anypb.Any {
 }
 
 func serveTransfers(t *testing.T) (*streams, *grpc.ClientConn) {
-	named := newStreams()
-	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server) {
+	var named *streams
+	_, conn := serveAPI(t, slog.New(slog.DiscardHandler), func(s *grpc.Server, stopping context.Context) {
+		named = newStreams(stopping)
 		streamingapi.RegisterStreamingServer(s, named)
 		transferapi.RegisterTransferServer(s, &transfers{streams: named})
 	})
@@ -385,7 +387,7 @@ func TestImportCutOff(t *testing.T) {
 	if err := up.Send(mustPack(&api.Data{Data: []byte("half")})); err != nil {
 		t.Fatal(err)
 	}
-	_ = down
+	go receiveBytes(t, down)
 	cancel()
 	if err := <-result; err == nil {
 		t.Error("half of the bytes counted as all")
