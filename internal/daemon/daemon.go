@@ -190,6 +190,8 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 			Snapshotters: d.snapshotters,
 			Events:       d.events,
 			Isolated:     bolt.ContentSharingPolicy == config.SharingIsolated,
+			GC:           d.gcOptions(),
+			Log:          d.log,
 		})
 		return err
 	})
@@ -197,6 +199,7 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 		return err
 	}
 	d.onClose(d.db.Close)
+	d.reportDamage(d.db.Report())
 	d.working(d.gcPlugin())
 	return nil
 }

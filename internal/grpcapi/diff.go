@@ -2,24 +2,21 @@ package grpcapi
 
 import (
 	"context"
+	"fmt"
 
 	"berth/internal/diff"
 	"berth/internal/wire"
 	"berth/internal/wire/records"
 
 	api "github.com/containerd/containerd/api/services/diff/v1"
+	"github.com/containerd/errdefs"
 )
-
-// Differ applies and makes layers.
-type Differ interface {
-	diff.Applier
-	diff.Comparer
-}
 
 type diffs struct {
 	api.UnimplementedDiffServer
-	// open returns the differ that reads and writes blobs of the scope.
-	open func(Scope) Differ
+	// open returns the differ that reads and writes blobs of the scope; it may
+	// be a diff.Comparer as well.
+	open func(Scope) diff.Applier
 	// sync makes every apply durable before it returns.
 	sync bool
 }
@@ -39,12 +36,16 @@ func (s *diffs) Apply(ctx context.Context, req *api.ApplyRequest) (*api.ApplyRes
 }
 
 func (s *diffs) Diff(ctx context.Context, req *api.DiffRequest) (*api.DiffResponse, error) {
+	comparer, ok := s.open(ScopeOf(ctx)).(diff.Comparer)
+	if !ok {
+		return nil, fmt.Errorf("the differ only applies layers: %w", errdefs.ErrNotImplemented)
+	}
 	opts := diff.CompareOptions{MediaType: req.MediaType, Ref: req.Ref, Labels: req.Labels}
 	if req.SourceDateEpoch != nil {
 		seconds := req.SourceDateEpoch.GetSeconds()
 		opts.SourceDateEpoch = &seconds
 	}
-	desc, err := s.open(ScopeOf(ctx)).Compare(ctx, wire.MountsFromProto(req.Left), wire.MountsFromProto(req.Right), opts)
+	desc, err := comparer.Compare(ctx, wire.MountsFromProto(req.Left), wire.MountsFromProto(req.Right), opts)
 	if err != nil {
 		return nil, err
 	}

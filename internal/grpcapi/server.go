@@ -1,14 +1,18 @@
 package grpcapi
 
 import (
+	"context"
 	"log/slog"
 
+	"berth/internal/content"
+	"berth/internal/diff"
 	"berth/internal/events"
 	"berth/internal/meta"
 	"berth/internal/task"
 	"berth/internal/transfer"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
@@ -36,7 +40,7 @@ type Options struct {
 	Tasks    *task.Manager
 	Transfer *transfer.Service
 	// Differ opens the differ over the content of a scope.
-	Differ func(Scope) Differ
+	Differ func(Scope) diff.Applier
 	// SyncDiffs makes every apply of a layer durable before it returns.
 	SyncDiffs bool
 	// HostDir has hosts.toml files for transfers that name no directory.
@@ -53,20 +57,25 @@ type Options struct {
 // Server is a gRPC server with all services.
 type Server struct {
 	*grpc.Server
-	calls *inflight
+	stop context.CancelCauseFunc
 }
 
 // NewServer makes a server; serverOptions are added to its own. The caller
 // serves it and shuts it down.
 func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
-	around := interceptors{o.Log, newInflight()}
+	stopping, stop := context.WithCancelCause(context.Background())
+	around := interceptors{o.Log, stopping}
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(around.unary),
 		grpc.ChainStreamInterceptor(around.stream),
 	}, serverOptions...)...)
 
-	named := newStreams()
+	named := newStreams(stopping)
 	containersapi.RegisterContainersServer(s, &containers{db: o.DB})
+	contentapi.RegisterContentServer(s, newContentServer(func(ctx context.Context) content.Store {
+		scope := ScopeOf(ctx)
+		return o.DB.Scope(scope.Namespace, scope.Lease).Content()
+	}))
 	diffapi.RegisterDiffServer(s, &diffs{open: o.Differ, sync: o.SyncDiffs})
 	eventsapi.RegisterEventsServer(s, &eventService{exchange: o.Events})
 	imagesapi.RegisterImagesServer(s, &images{db: o.DB})
@@ -82,7 +91,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, healthService{})
-	return &Server{Server: s, calls: around.calls}
+	return &Server{s, stop}
 }
 
 // NewTTRPCServer makes the server on which shims forward their events. Only

@@ -2,13 +2,16 @@ package grpcapi
 
 import (
 	"context"
-	"sync"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
 )
 
-// Shutdown takes no further calls, lets those under way finish until ctx ends,
-// and then cuts off what is left. Calls that only wait for something to happen
-// are not waited for.
+// Shutdown takes no further calls, ends those that only wait for something to
+// happen, lets the others finish until ctx ends, and then cuts off what is left.
 func (s *Server) Shutdown(ctx context.Context) {
+	s.stop(errStopping)
 	graceful := make(chan struct{})
 	go func() {
 		defer close(graceful)
@@ -16,20 +19,21 @@ func (s *Server) Shutdown(ctx context.Context) {
 	}()
 	select {
 	case <-graceful:
-	case <-s.calls.idle():
 	case <-ctx.Done():
+		s.Stop()
+		<-graceful
 	}
-	s.Stop()
-	<-graceful
 }
 
+// errStopping is what calls get that wait for something when the daemon stops.
+var errStopping = fmt.Errorf("the daemon is shutting down: %w", errdefs.ErrUnavailable)
+
 // waits tells the methods that return when something happens from those that
-// do something.
+// do something. (A stream ends by itself when no transfer has taken it.)
 func waits(method string) bool {
 	switch method {
 	case "/containerd.services.tasks.v1.Tasks/Wait",
 		"/containerd.services.events.v1.Events/Subscribe",
-		"/containerd.services.streaming.v1.Streaming/Stream",
 		"/containerd.services.sandbox.v1.Controller/Wait",
 		"/grpc.health.v1.Health/Watch":
 		return true
@@ -37,42 +41,20 @@ func waits(method string) bool {
 	return false
 }
 
-// inflight counts the calls that are under way.
-type inflight struct {
-	mu      sync.Mutex
-	n       int
-	waiting []chan struct{} // closed when n reaches 0
-}
-
-func newInflight() *inflight { return &inflight{} }
-
-func (f *inflight) begin() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.n++
-}
-
-func (f *inflight) end() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.n--
-	if f.n == 0 {
-		for _, w := range f.waiting {
-			close(w)
-		}
-		f.waiting = nil
+// untilStop ends ctx when the server stops.
+func (i interceptors) untilStop(ctx context.Context) (_ context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	undo := context.AfterFunc(i.stopping, func() { end(errStopping) })
+	return ctx, func() {
+		undo()
+		end(context.Canceled)
 	}
 }
 
-// idle is closed once no call is under way.
-func (f *inflight) idle() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	w := make(chan struct{})
-	if f.n == 0 {
-		close(w)
-		return w
+// stopped gives the reason for the end of a call that the server has ended.
+func stopped(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errStopping) {
+		return cause
 	}
-	f.waiting = append(f.waiting, w)
-	return w
+	return err
 }

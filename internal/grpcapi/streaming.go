@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"context"
 	"fmt"
 	"sync"
 
@@ -20,13 +21,18 @@ import (
 type streams struct {
 	api.UnimplementedStreamingServer
 
+	// stopping ends when the server stops: then nobody takes streams any more.
+	stopping context.Context
+
 	mu   sync.Mutex
 	open map[streamKey]*stream // protected by mu
 }
 
 type streamKey struct{ namespace, name string }
 
-func newStreams() *streams { return &streams{open: make(map[streamKey]*stream)} }
+func newStreams(stopping context.Context) *streams {
+	return &streams{stopping: stopping, open: make(map[streamKey]*stream)}
+}
 
 // Stream registers the stream under the name in its first message, confirms
 // that with an empty one, and keeps it open.
@@ -54,8 +60,22 @@ func (s *streams) Stream(server api.Streaming_StreamServer) error {
 	select {
 	case <-st.closed:
 	case <-server.Context().Done():
+	case <-s.stopping.Done():
+		if !s.isTaken(st) {
+			return errStopping
+		}
+		select {
+		case <-st.closed:
+		case <-server.Context().Done():
+		}
 	}
 	return nil
+}
+
+func (s *streams) isTaken(st *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return st.taken
 }
 
 func (s *streams) add(key streamKey, st *stream) error {
