@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 
+	"berth/internal/archive/inflate"
+
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -53,7 +55,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	}
 	switch c := Detect(head); c {
 	case Gzip:
-		z, err := inflate(b)
+		z, err := inflateGzip(b)
 		if err != nil {
 			return nil, "", src.blame(c, err)
 		}
@@ -69,9 +71,9 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	}
 }
 
-// inflate reads gzip, of several members too. It is the one place that knows
+// inflateGzip reads gzip, of several members too. It is the one place that knows
 // the implementation.
-func inflate(r *bufio.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }
+func inflateGzip(r *bufio.Reader) (io.ReadCloser, error) { return inflate.NewReader(r), nil }
 
 // source remembers its own error, to tell it from one of the decompressor.
 type source struct {
