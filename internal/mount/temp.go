@@ -1,0 +1,85 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"berth/internal/object"
+
+	"golang.org/x/sys/unix"
+)
+
+const tempPattern = "berth-mount-"
+
+// WithTemp mounts at a fresh directory, calls fn with it, and undoes that. The
+// mounts are private: no other mount namespace receives them. An overlay's
+// volatile option is left out, for it would forbid mounting it again.
+//
+// A crash leaves the directory and its mounts in os.TempDir: RemoveTemps.
+func WithTemp(ctx context.Context, mounts []object.Mount, fn func(root string) error) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	root, remove, err := tempDir()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	if err := All(withoutVolatile(mounts), root); err != nil {
+		return err
+	}
+	return fn(root)
+}
+
+// tempDir makes a directory that is a private mount; remove takes it away
+// together with everything mounted there.
+func tempDir() (dir string, remove func() error, err error) {
+	dir, err = os.MkdirTemp("", tempPattern)
+	if err != nil {
+		return "", nil, fmt.Errorf("temporary mount: %w", err)
+	}
+	// os.Remove, never RemoveAll: if a mount could not be undone, what it shows is not ours to delete.
+	remove = func() error {
+		return errors.Join(UnmountRecursive(dir, unix.UMOUNT_NOFOLLOW), os.Remove(dir))
+	}
+	err = unix.Mount(dir, dir, "", unix.MS_BIND, "")
+	if err == nil {
+		err = unix.Mount("", dir, "", unix.MS_PRIVATE, "")
+	}
+	if err != nil {
+		return "", nil, errors.Join(fmt.Errorf("temporary mount: make %s a private mount: %w", dir, err), remove())
+	}
+	return dir, remove, nil
+}
+
+// RemoveTemps takes away what WithTemp has left behind in a crash. Nothing may
+// be using WithTemp meanwhile, in this process or another one of this user's.
+func RemoveTemps() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), tempPattern+"*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		if err := UnmountRecursive(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.Remove(dir))
+	}
+	return errors.Join(errs...)
+}
+
+func withoutVolatile(mounts []object.Mount) []object.Mount {
+	out := slices.Clone(mounts)
+	for i, m := range out {
+		if m.Type == "overlay" && slices.ContainsFunc(m.Options, isVolatile) {
+			out[i].Options = slices.DeleteFunc(slices.Clone(m.Options), isVolatile)
+		}
+	}
+	return out
+}
