@@ -89,15 +89,29 @@ func (s *snapshots) resolve(ctx context.Context, key string) (r snapRecord, err 
 	return r, err
 }
 
-// lock serialises the changes of keys of this namespace and snapshotter.
-func (s *snapshots) lock(ctx context.Context, keys ...string) (func(), error) {
-	names := make([]string, 0, len(keys))
-	for _, k := range keys {
-		if k != "" {
-			names = append(names, s.name+"\x00"+s.namespace+"\x00"+k)
+// lock serialises the changes of keys of this namespace and snapshotter. The
+// keys are locked in their order, so that two callers cannot wait for each
+// other; empty ones are left out.
+func (s *snapshots) lock(ctx context.Context, keys ...string) (unlock func(), err error) {
+	slices.Sort(keys)
+	var taken []func()
+	unlock = func() {
+		for _, u := range taken {
+			u()
 		}
 	}
-	return s.db.locks.lock(ctx, names...)
+	for _, k := range slices.Compact(keys) {
+		if k == "" {
+			continue
+		}
+		u, err := s.db.locks.Lock(ctx, s.name+"\x00"+s.namespace+"\x00"+k)
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		taken = append(taken, u)
+	}
+	return unlock, nil
 }
 
 // named puts the caller's key where the backend's stood in an error.
@@ -152,7 +166,7 @@ func (s *snapshots) Update(ctx context.Context, info object.SnapshotInfo, fieldp
 	defer unlock()
 	var r snapRecord
 	var before map[string]string
-	if err := s.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := s.db.update(ctx, func(tx *bolt.Tx) error {
 		if r, err = s.read(tx, info.Name); err != nil {
 			return err
 		}
