@@ -338,7 +338,7 @@ func openBytes(t testing.TB, b []byte) {
 func TestDamagedFilesOpen(t *testing.T) {
 	whole := sample(t)
 	random := rand.New(rand.NewPCG(1, 2))
-	for i := range 90 {
+	for i := range 60 {
 		b := bytes.Clone(whole)
 		switch i % 3 {
 		case 0: // flipped bits, more of them in headers
