@@ -345,7 +345,7 @@ func inKilled(t *testing.T, shim string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go c.shim.kill()
+	go c.shim.kill(c.bundle)
 	e, err := m.Wait(ctx, "ns", "c", "")
 	if err != nil || e.Status != 137 || e.PID != who.TaskPid {
 		t.Errorf("wait: %+v, %v; want status 137 of PID %d", e, err, who.TaskPid)
