@@ -261,7 +261,7 @@ func labelContainerAction(ctx context.Context, cmd *cli.Command, s *session) err
 		paths = append(paths, "labels."+key)
 	}
 	resp, err := containersapi.NewContainersClient(s).Update(ctx, &containersapi.UpdateContainerRequest{
-		Container: &containersapi.Container{ID: id, Labels: labels}, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths},
+		Container: &containersapi.Container{ID: id, Labels: labels, Runtime: &containersapi.Container_Runtime{}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths},
 	})
 	if err != nil {
 		return err

@@ -356,7 +356,7 @@ const leaseTime = 24 * time.Hour
 
 func createLease(ctx context.Context, s *session, id string) error {
 	_, err := leasesapi.NewLeasesClient(s).Create(ctx, &leasesapi.CreateRequest{
-		ID: id, Labels: map[string]string{"containerd.io/gc.expire": time.Now().Add(leaseTime).Format(time.RFC3339)},
+		ID: id, Labels: expiry(leaseTime),
 	})
 	return err
 }

@@ -37,6 +37,7 @@ func rootCommand() *cli.Command {
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main does that
 		Commands: []*cli.Command{
 			containersCommand(),
+			imagesCommand(),
 			runCommand(),
 			tasksCommand(),
 		},

@@ -20,8 +20,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// MaxRef bounds the length of an ingest reference in bytes.
-const MaxRef = 4096
+// MaxRef bounds the length of an ingest reference in bytes. It leaves room for
+// the namespace that package meta puts before the 4096 of a client.
+const MaxRef = 4352
 
 func checkRef(ref string) error {
 	if ref == "" || len(ref) > MaxRef {

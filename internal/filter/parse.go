@@ -148,18 +148,13 @@ func (p *parser) value(op operator) (string, error) {
 	case ',':
 		return "", p.fail(p.pos, `expected a value; the empty one is written ""`)
 	}
-	start := p.pos
-	for p.pos < len(p.text) {
-		r, size := utf8.DecodeRuneInString(p.text[p.pos:])
-		if r == ',' || unicode.IsSpace(r) || !unicode.IsGraphic(r) {
-			break
-		}
-		p.pos += size
+	rest := p.text[p.pos:]
+	end := strings.IndexFunc(rest, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+	if end < 0 {
+		end = len(rest)
 	}
-	if p.pos == start {
-		return "", p.fail(start, "unprintable characters of a value must be quoted and escaped")
-	}
-	return p.text[start:p.pos], nil
+	p.pos += end
+	return rest[:end], nil
 }
 
 // quoted reads a literal that ends with the character it begins with.

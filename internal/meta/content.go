@@ -31,6 +31,9 @@ type blobs struct{ Scope }
 
 // Info describes a blob; errdefs.ErrNotFound when the namespace has none.
 func (s blobs) Info(ctx context.Context, d digest.Digest) (info object.BlobInfo, err error) {
+	if err := checkDigest(d); err != nil {
+		return info, err
+	}
 	err = s.db.view(ctx, func(tx *bolt.Tx) error {
 		info, err = s.read(tx, d)
 		return err
@@ -39,6 +42,9 @@ func (s blobs) Info(ctx context.Context, d digest.Digest) (info object.BlobInfo,
 }
 
 func (s blobs) Update(ctx context.Context, info object.BlobInfo, fieldpaths ...string) (updated object.BlobInfo, err error) {
+	if err := checkDigest(info.Digest); err != nil {
+		return updated, err
+	}
 	if err := checkLabels(info.Labels); err != nil {
 		return updated, fmt.Errorf("content %s: %w", info.Digest, err)
 	}
@@ -97,6 +103,9 @@ func (s blobs) Walk(ctx context.Context, fn func(object.BlobInfo) error, filters
 // Delete removes the namespace's record; the bytes go with the next
 // collection, unless another namespace has the blob.
 func (s blobs) Delete(ctx context.Context, d digest.Digest) error {
+	if err := checkDigest(d); err != nil {
+		return err
+	}
 	if err := s.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
 		if err := remove(inNamespace(tx, s.namespace, keyContent, keyBlob), "content", d.String()); err != nil {
 			return err
@@ -111,6 +120,9 @@ func (s blobs) Delete(ctx context.Context, d digest.Digest) error {
 }
 
 func (s blobs) ReaderAt(ctx context.Context, desc ispec.Descriptor) (content.ReaderAt, error) {
+	if err := checkDigest(desc.Digest); err != nil {
+		return nil, err
+	}
 	if err := s.db.view(ctx, func(tx *bolt.Tx) error {
 		if s.bucket(tx, desc.Digest) == nil {
 			return notFound("content", desc.Digest.String())
@@ -257,8 +269,8 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 	}
 	size, shared := int64(0), false
 	if opts.Expected != "" {
-		if err := opts.Expected.Validate(); err != nil {
-			return nil, invalid("expected digest %q: %v", opts.Expected, err)
+		if err := checkDigest(opts.Expected); err != nil {
+			return nil, err
 		}
 		// From the look at the backend until the record names the blob.
 		claim := contentClaim(opts.Expected)
@@ -384,6 +396,13 @@ func isShareable(tx *bolt.Tx, d digest.Digest) (found bool) {
 		return nil
 	})
 	return found
+}
+
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return invalid("digest %.200q: %v", string(d), err)
+	}
+	return nil
 }
 
 func alreadyExists(d digest.Digest) error {

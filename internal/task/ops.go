@@ -32,7 +32,7 @@ func (t *task) call(ctx context.Context, method string, req, resp proto.Message)
 	return t.shim.call(ctx, t.key, method, req, resp)
 }
 
-// command is call for methods that answer nothing.
+// do is call for methods that answer nothing.
 func (m *Manager) do(ctx context.Context, namespace, id, method string, req proto.Message) error {
 	return m.call(ctx, namespace, id, method, req, &emptypb.Empty{})
 }
@@ -241,7 +241,11 @@ func (m *Manager) Wait(ctx context.Context, namespace, id, execID string) (objec
 	if t.shim != nil && !t.shim.isDead() {
 		return object.Exit{}, err
 	}
-	return t.awaitEnd(ctx)
+	exit, err := t.awaitEnd(ctx)
+	if execID != "" {
+		exit.PID = 0 // it ended with the init process, whose PID this is
+	}
+	return exit, err
 }
 
 // awaitEnd waits until a task whose shim has died is cleared away.

@@ -129,8 +129,9 @@ func (m *Manager) launch(e edition) (*spare, error) {
 	defer null.Close()
 	pidfd := -1
 	pid, err := syscall.ForkExec(e.path, m.serveArgs(e.path), &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   append(append(os.Environ(), "GOMAXPROCS=2"), m.opts.Env...),
+		Dir: "/",
+		// One processor: a shim mostly waits, and each further one costs memory.
+		Env:   append(append(os.Environ(), "GOMAXPROCS=1"), m.opts.Env...),
 		Files: []uintptr{null.Fd(), null.Fd(), errorLog(null), theirs.Fd()},
 		Sys:   &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd},
 	})

@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -92,3 +93,16 @@ func (w logWriter) Write(p []byte) (int, error) {
 	w.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
 }
+
+// testLog logs into w, and tells got of every line.
+func testLog(w io.Writer, got chan<- struct{}) *slog.Logger {
+	return slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		got <- struct{}{}
+		return n, err
+	}), nil))
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -4,6 +4,7 @@ package contenttest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -63,11 +64,11 @@ func (s Suite) Run(t *testing.T) {
 
 // Blob makes size bytes that are the same for the same seed, and their digest.
 func Blob(seed uint64, size int) ([]byte, digest.Digest) {
-	r := rand.New(rand.NewPCG(seed, uint64(size)))
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	binary.LittleEndian.PutUint64(key[8:], uint64(size))
 	b := make([]byte, size)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8(key).Read(b) // never fails
 	return b, digest.FromBytes(b)
 }
 

@@ -3,10 +3,12 @@ package task
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +34,12 @@ func peerShim(t testing.TB) string {
 		t.Skip("needs runc on the PATH or in BERTH_PEER_BIN")
 	}
 	return path
+}
+
+// withShims runs a test with Berth's shim, and with containerd's and runc.
+func withShims(t *testing.T, test func(t *testing.T, shim string)) {
+	t.Run("ours", func(t *testing.T) { test(t, ourShim(t)) })
+	t.Run("containerd", func(t *testing.T) { test(t, peerShim(t)) })
 }
 
 // hostRoot is the host's root, read-only, as a container's root filesystem.
@@ -76,8 +84,9 @@ func within(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-func TestContainerdShimLife(t *testing.T) {
-	shim := peerShim(t)
+func TestContainerLife(t *testing.T) { withShims(t, inLife) }
+
+func inLife(t *testing.T, shim string) {
 	m, seen := newManager(t)
 	ctx := within(t, 20*time.Second)
 	c := container("life", shim, "exit 7")
@@ -161,8 +170,9 @@ func (m *testManager) wantEmpty(t testing.TB) {
 	}
 }
 
-func TestContainerdShimRestart(t *testing.T) {
-	shim := peerShim(t)
+func TestContainerRestart(t *testing.T) { withShims(t, inRestart) }
+
+func inRestart(t *testing.T, shim string) {
 	m, _ := newManager(t)
 	ctx := within(t, 30*time.Second)
 	signal := filepath.Join(m.dir(), "go")
@@ -251,8 +261,9 @@ func TestContainerdShimRestart(t *testing.T) {
 	m.wantEmpty(t)
 }
 
-func TestContainerdShimExec(t *testing.T) {
-	shim := peerShim(t)
+func TestContainerExec(t *testing.T) { withShims(t, inExec) }
+
+func inExec(t *testing.T, shim string) {
 	m, _ := newManager(t)
 	ctx := within(t, 20*time.Second)
 	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
@@ -314,8 +325,9 @@ func TestContainerdShimExec(t *testing.T) {
 }
 
 // The shim of a running container is killed: the container goes with it.
-func TestContainerdShimKilled(t *testing.T) {
-	shim := peerShim(t)
+func TestContainerShimKilled(t *testing.T) { withShims(t, inKilled) }
+
+func inKilled(t *testing.T, shim string) {
 	m, seen := newManager(t)
 	ctx := within(t, 20*time.Second)
 	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
@@ -358,8 +370,9 @@ func TestContainerdShimKilled(t *testing.T) {
 }
 
 // A command that is not there: the runtime's message arrives, and nothing stays.
-func TestContainerdShimNoCommand(t *testing.T) {
-	shim := peerShim(t)
+func TestContainerNoCommand(t *testing.T) { withShims(t, inNoCommand) }
+
+func inNoCommand(t *testing.T, shim string) {
 	m, _ := newManager(t)
 	ctx := within(t, 20*time.Second)
 	c := container("c", shim, "")
@@ -369,6 +382,39 @@ func TestContainerdShimNoCommand(t *testing.T) {
 		t.Fatalf("create: %v", err)
 	}
 	m.quiet(t)
+	m.wantEmpty(t)
+	m.wantNoShims(t)
+}
+
+func TestManyContainers(t *testing.T) { withShims(t, inMany) }
+
+func inMany(t *testing.T, shim string) {
+	m, seen := newManager(t)
+	ctx := within(t, 60*time.Second)
+	var group sync.WaitGroup
+	for i := range 32 {
+		group.Go(func() {
+			id := fmt.Sprint("many", i)
+			if _, err := m.Create(ctx, "ns", container(id, shim, fmt.Sprint("exit ", i)), CreateOptions{Rootfs: hostRoot()}); err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := m.Start(ctx, "ns", id, ""); err != nil {
+				t.Error(err)
+			}
+			if e, err := m.Wait(ctx, "ns", id, ""); err != nil || e.Status != uint32(i) {
+				t.Errorf("wait: %+v, %v; want status %d", e, err, i)
+			}
+			if _, err := m.Delete(ctx, "ns", id, ""); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	m.quiet(t)
+	if len(seen()) != 0 {
+		t.Errorf("published %v", seen())
+	}
 	m.wantEmpty(t)
 	m.wantNoShims(t)
 }
