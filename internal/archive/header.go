@@ -80,8 +80,12 @@ var errHeader = fmt.Errorf("malformed tar header: %w", errdefs.ErrInvalidArgumen
 // next goes to the next entry, which is valid until the call after. io.EOF at
 // the end of the archive.
 func (r *reader) next() (*entry, error) {
-	if err := r.s.skip(r.left + r.pad); err != nil {
+	if err := r.s.skip(r.left); err != nil {
 		return nil, truncated(err)
+	}
+	// An archive that just stops may lack the padding of its last entry too.
+	if err := r.s.skip(r.pad); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
 	}
 	r.left, r.pad = 0, 0
 	r.e = entry{xattrs: r.e.xattrs[:0], extents: r.e.extents[:0]}

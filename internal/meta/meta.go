@@ -185,7 +185,7 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 			return err
 		}
 	}
-	if last > 0 && !isClean(db.path, last) || report.Damage != nil {
+	if last > 0 && cleanMark(db.path) != last || report.Damage != nil {
 		db.report.Unclean = true
 		if err := db.view(ctx, func(tx *bolt.Tx) error {
 			db.report.Unreadable = unreadable(tx)
