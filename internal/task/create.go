@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 	"berth/internal/wire"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -211,7 +212,7 @@ func (m *Manager) sandboxShim(namespace, id string) *shim {
 
 // join uses a shim that runs already.
 func (m *Manager) join(ctx context.Context, t *task, p plan, boot *bootapi.BootstrapResult) (*shim, error) {
-	if err := checkBootstrap(boot); err != nil {
+	if err := shimconn.CheckBootstrap(boot); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(t.bundle.file(sandboxFile), []byte(cmp.Or(p.SandboxID, p.group)), 0o600); err != nil {
@@ -271,18 +272,18 @@ func (m *Manager) startOther(ctx context.Context, t *task, p plan) (_ *shim, err
 func (m *Manager) endStray(t *task, address string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), shutdownTimeout)
 	defer cancel()
-	c, err := connect(ctx, "ttrpc", address)
+	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
 		return
 	}
-	defer c.close()
+	defer c.Close()
 	var who taskapi.ConnectResponse
-	err = c.call(ctx, newestVersion, t.namespace, "Connect", &taskapi.ConnectRequest{ID: t.id}, &who)
+	err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Connect", &taskapi.ConnectRequest{ID: t.id}, &who)
 	if err == nil {
-		err = c.call(ctx, newestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &taskapi.ConnectResponse{})
+		err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &taskapi.ConnectResponse{})
 	}
 	select {
-	case <-c.lost:
+	case <-c.Done():
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}

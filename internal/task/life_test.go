@@ -285,6 +285,7 @@ func TestCreateTwice(t *testing.T) {
 
 // A hanging shim is a matter of its own task.
 func TestHangingShim(t *testing.T) {
+	t.Parallel()
 	m, _ := newManager(t)
 	ctx := within(t, 15*time.Second)
 	binary := fakeBinary(t, ownShim)

@@ -14,6 +14,7 @@ import (
 
 	"berth/internal/events"
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 
 	"github.com/containerd/errdefs"
 )
@@ -208,14 +209,12 @@ func (m *Manager) adoptShim(ctx context.Context, t *task, s *shim) error {
 		}
 	}
 	err := s.open(ctx)
-	if nobodyListens(err) || errors.Is(err, errdefs.ErrNotImplemented) {
+	if shimconn.NobodyListens(err) || errors.Is(err, errdefs.ErrNotImplemented) {
 		return err
 	}
 	if err != nil {
 		// It has a full queue. Its watch tries until it answers or dies.
-		c := newConn()
-		c.markLost()
-		s.adopt(c)
+		s.adopt(shimconn.Lost())
 	}
 	close(s.ready)
 	return nil
