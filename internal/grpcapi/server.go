@@ -87,7 +87,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	sandboxapi.RegisterControllerServer(s, sandboxControllers{})
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
-	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks})
+	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})
 	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, healthService{})
