@@ -36,10 +36,26 @@ func rootCommand() *cli.Command {
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main does that
 		Commands: []*cli.Command{
+			pluginsCommand(),
+			versionCommand(),
 			containersCommand(),
+			contentCommand(),
+			eventsCommand(),
 			imagesCommand(),
+			leasesCommand(),
+			namespacesCommand(),
+			pprofCommand(),
 			runCommand(),
+			snapshotsCommand(),
 			tasksCommand(),
+			installCommand(),
+			ociCommand(),
+			sandboxesCommand(),
+			infoCommand(),
+			deprecationsCommand(),
+			shimCommand(),
+			completionCommand(),
+			completeCommand(),
 		},
 	}
 	prepare(root)
@@ -152,4 +168,18 @@ func version() string {
 		return info.Main.Version
 	}
 	return "dev"
+}
+
+// revision is the commit that was built, if the build knows it.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return ""
 }
