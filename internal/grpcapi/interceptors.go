@@ -18,13 +18,15 @@ import (
 // turned into an error, errors mapped to statuses, and the log.
 type interceptors struct {
 	log *slog.Logger
+	// stopping ends when the server stops.
+	stopping context.Context
 }
 
 func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	begin := time.Now()
 	scope, err := scopeFromMetadata(ctx, info.FullMethod)
 	if err == nil {
-		resp, err = i.call(info.FullMethod, func() (any, error) {
+		resp, err = i.call(ctx, info.FullMethod, func(ctx context.Context) (any, error) {
 			return handler(withScope(ctx, scope), req)
 		})
 	}
@@ -40,7 +42,7 @@ func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 	ctx := ss.Context()
 	scope, err := scopeFromMetadata(ctx, info.FullMethod)
 	if err == nil {
-		_, err = i.call(info.FullMethod, func() (any, error) {
+		_, err = i.call(ctx, info.FullMethod, func(ctx context.Context) (any, error) {
 			return nil, handler(srv, scopedStream{ss, withScope(ctx, scope)})
 		})
 	}
@@ -50,14 +52,20 @@ func (i interceptors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSer
 
 // call turns a panic of a method into an error: one bad request must not take
 // the daemon, and all that others do with it, along.
-func (i interceptors) call(method string, fn func() (any, error)) (resp any, err error) {
+func (i interceptors) call(ctx context.Context, method string, fn func(context.Context) (any, error)) (resp any, err error) {
+	if waits(method) {
+		c, cancel := i.untilStop(ctx)
+		defer cancel()
+		defer func() { err = stopped(c, err) }()
+		ctx = c
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			i.log.Error("panic in a call", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			resp, err = nil, status.Errorf(codes.Internal, "%s failed by a fault of the daemon; its log has the details", method)
 		}
 	}()
-	return fn()
+	return fn(ctx)
 }
 
 func (i interceptors) done(ctx context.Context, method string, scope Scope, begin time.Time, err error) {

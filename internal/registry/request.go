@@ -81,10 +81,11 @@ func (h *host) url(c *call) *url.URL {
 // a failure may pass. The caller closes the body of the answer, whose status is
 // one of those accepted; every other one comes back as an error.
 func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
-	authorised := false
+	authorised, fellBack := false, false
 	for attempt := 1; ; {
 		resp, err := h.send(ctx, &c)
-		if err != nil && h.fallBack(err) {
+		if err != nil && !fellBack && h.fallBack(err) {
+			fellBack = true
 			continue
 		}
 		if err == nil && c.accepts(resp.StatusCode) {
@@ -226,7 +227,7 @@ func sameOrigin(a, b *url.URL) bool {
 // understand TLS; true when the request is to be sent again.
 func (h *host) fallBack(err error) bool {
 	var record tls.RecordHeaderError
-	if h.scheme != "https" || !h.mayFallBack || h.plain.Load() {
+	if h.scheme != "https" || !h.mayFallBack {
 		return false
 	}
 	if !errors.Is(err, http.ErrSchemeMismatch) && !errors.As(err, &record) {

@@ -1,0 +1,195 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"berth/internal/mount"
+	"berth/internal/object"
+	"berth/internal/ociruntime"
+	"berth/internal/stdio"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// container is a container of this shim.
+type container struct {
+	service *service
+	id      string
+	bundle  string
+	options *options.Options
+	init    *process
+	oci     ociruntime.Container
+	// mounted: the root filesystem is ours to unmount.
+	mounted bool
+	// ownPIDs: the kernel ends all processes with the init.
+	ownPIDs bool
+
+	mu    sync.Mutex
+	execs map[string]*process
+}
+
+// createRequest is what the daemon asks for.
+type createRequest struct {
+	id, bundle string
+	rootfs     []object.Mount
+	io         object.TaskIO
+	checkpoint string
+	options    *options.Options
+}
+
+func (c *container) stdioOptions() stdio.Options {
+	return stdio.Options{
+		UID: int(c.options.GetIoUid()), GID: int(c.options.GetIoGid()),
+		Namespace: c.service.namespace, ID: c.id,
+	}
+}
+
+// create makes the container with its init process. A failure leaves nothing.
+func (c *container) create(ctx context.Context, req createRequest) (err error) {
+	spec, changed, err := loadSpec(req.bundle, c.service.log)
+	if err != nil {
+		return err
+	}
+	c.ownPIDs = privatePIDs(spec)
+	if err := writeOptions(req.bundle, req.options); err != nil {
+		return fmt.Errorf("keep the options: %w", err)
+	}
+	spec.Process.Terminal, changed = req.io.Terminal, changed || spec.Process.Terminal != req.io.Terminal
+	if len(req.rootfs) > 0 {
+		target := filepath.Join(req.bundle, "rootfs")
+		if err := os.Mkdir(target, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := mount.All(req.rootfs, target); err != nil {
+			return fmt.Errorf("mount the root filesystem: %w", err)
+		}
+		c.mounted = true
+	}
+	defer func() {
+		if err != nil {
+			c.unmount()
+		}
+	}()
+	streams, err := stdio.Open(ctx, req.io, c.stdioOptions())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			streams.Close()
+		}
+	}()
+	in, out, errout := streams.Child()
+	release := c.service.reaper.Hold()
+	defer release()
+	c.oci, err = driverFor(c.options, c.service.namespace, c.bundle).Create(ctx, c.id, ociruntime.CreateOptions{
+		Bundle:       req.bundle,
+		Spec:         spec,
+		Changed:      changed,
+		Stdio:        ociruntime.Stdio{Stdin: in, Stdout: out, Stderr: errout},
+		NoPivotRoot:  c.options.GetNoPivotRoot(),
+		NoNewKeyring: c.options.GetNoNewKeyring(),
+		PIDFile:      filepath.Join(req.bundle, pidFile),
+		Checkpoint:   req.checkpoint,
+		CriuWork:     c.options.GetCriuWorkPath(),
+	})
+	if err != nil {
+		return fmt.Errorf("OCI runtime create failed: %w", err)
+	}
+	if err := c.init.attach(c.oci.Init(), streams); err != nil {
+		_ = c.oci.KillAll(ctx)
+		_, _ = c.oci.Init().Collect()
+		return errors.Join(err, c.oci.Delete(ctx))
+	}
+	c.service.reaper.Register(c.oci.Init(), c.init.collected)
+	return nil
+}
+
+// unmount undoes the mount of the root filesystem.
+func (c *container) unmount() {
+	if !c.mounted {
+		return
+	}
+	if err := mount.UnmountRecursive(filepath.Join(c.bundle, "rootfs"), unix.MNT_DETACH); err != nil {
+		c.service.log.Error("the root filesystem cannot be unmounted", "container", c.id, "error", err)
+	}
+	c.mounted = false
+}
+
+// process finds the init (empty ID) or an exec.
+func (c *container) process(execID string) (*process, error) {
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[execID]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("exec %s of container %s: %w", execID, c.id, errdefs.ErrNotFound)
+}
+
+// beforeExit does what must precede the report of p's end.
+func (c *container) beforeExit(p *process) {
+	if p.isExec() {
+		return
+	}
+	if !c.ownPIDs {
+		// Without its init a container is not one: what it left ends, too.
+		if err := c.oci.KillAll(c.service.ctx); err != nil {
+			c.service.log.Error("what the container left behind cannot be killed", "container", c.id, "error", err)
+		}
+	}
+}
+
+// maxSpec bounds config.json, which comes from a client.
+const maxSpec = 16 << 20
+
+// loadSpec reads a bundle's config.json and adapts it to what this host allows.
+func loadSpec(bundle string, log logger) (_ *specs.Spec, changed bool, err error) {
+	path := filepath.Join(bundle, "config.json")
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxSpec+1))
+	if err != nil {
+		return nil, false, err
+	}
+	if len(raw) > maxSpec {
+		return nil, false, fmt.Errorf("%s is larger than %d bytes: %w", path, maxSpec, errdefs.ErrInvalidArgument)
+	}
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return nil, false, fmt.Errorf("%s is not an OCI runtime configuration: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	switch {
+	case spec.Process == nil:
+		return nil, false, fmt.Errorf("%s has no process: %w", path, errdefs.ErrInvalidArgument)
+	case spec.Linux == nil:
+		return nil, false, fmt.Errorf("%s has no linux section: %w", path, errdefs.ErrInvalidArgument)
+	case spec.Root == nil:
+		return nil, false, fmt.Errorf("%s names no root filesystem: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return spec, clamp(spec.Process, log), nil
+}
+
+func privatePIDs(spec *specs.Spec) bool {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path == ""
+		}
+	}
+	return false
+}

@@ -1,0 +1,161 @@
+package shim
+
+import (
+	"sync"
+	"time"
+
+	"berth/internal/object"
+	"berth/internal/ociruntime"
+	"berth/internal/stdio"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// process is the init of a container, or an exec in it.
+type process struct {
+	c      *container
+	execID string // empty: the init
+	io     object.TaskIO
+	spec   *specs.Process // of an exec, until it is started
+
+	// exited is closed when the end was reported.
+	exited chan struct{}
+
+	mu      sync.Mutex
+	state   state
+	pid     uint32
+	streams *stdio.Streams
+	// end is set as soon as the process was collected, which may be while it is
+	// still creating or starting; the report then waits for that.
+	end *object.Exit
+}
+
+func newProcess(c *container, execID string, io object.TaskIO) *process {
+	return &process{c: c, execID: execID, io: io, exited: make(chan struct{})}
+}
+
+func (p *process) isExec() bool { return p.execID != "" }
+
+// made tells whether clients may see the process.
+func (p *process) made() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state != creating
+}
+
+// begin enters an operation, or tells why it is not possible now.
+func (p *process) begin(op operation) (before state, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := ruleOf(p.state, op, p.isExec())
+	if !r.allowed {
+		return p.state, refusal(p.state, op, r.kind)
+	}
+	before = p.state
+	if r.during != stay {
+		p.state = r.during
+	}
+	return before, nil
+}
+
+// finish leaves the state of an operation for after, unless the process ended
+// meanwhile and that was reported.
+func (p *process) finish(during, after state) {
+	p.mu.Lock()
+	if p.state == during {
+		p.state = after
+	}
+	p.mu.Unlock()
+}
+
+// settle makes the state after the process is created or started visible, and
+// reports its end if that came already.
+func (p *process) settle(after state) {
+	p.mu.Lock()
+	p.state = after
+	ended := p.end != nil
+	p.mu.Unlock()
+	if ended {
+		p.report()
+	}
+}
+
+// collected is called by the reaper.
+func (p *process) collected(status uint32, at time.Time) {
+	p.mu.Lock()
+	p.end = &object.Exit{PID: p.pid, Status: status, At: at}
+	early := p.state == creating || p.state == starting
+	p.mu.Unlock()
+	if !early {
+		p.report()
+	}
+}
+
+// report publishes the end of the process and lets those that wait for it go.
+func (p *process) report() {
+	p.c.beforeExit(p)
+	p.mu.Lock()
+	if p.state != deleting {
+		p.state = stopped
+	}
+	p.end.PID = p.pid
+	end := *p.end
+	p.mu.Unlock()
+	if !p.isExec() {
+		if err := writeExit(p.c.bundle, end); err != nil {
+			p.c.service.log.Warn("the exit status cannot be recorded in the bundle", "container", p.c.id, "error", err)
+		}
+	}
+	p.c.service.publish(exitEvent(p.c.id, p.execID, end))
+	close(p.exited)
+}
+
+// snapshot is the process as clients see it.
+func (p *process) snapshot() object.Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := object.Process{ContainerID: p.c.id, ExecID: p.execID, PID: p.pid, Status: p.state.status(), IO: p.io}
+	if p.end != nil && s.Status == object.TaskStopped {
+		s.Exit = *p.end
+	}
+	return s
+}
+
+// attach gives the started process p its PID and its terminal.
+func (p *process) attach(oci ociruntime.Process, streams *stdio.Streams) error {
+	p.mu.Lock()
+	p.pid = uint32(oci.PID())
+	p.streams = streams
+	p.mu.Unlock()
+	streams.Started()
+	if console := oci.Console(); console != nil {
+		return streams.Attach(p.c.service.ctx, console, p.c.stdioOptions())
+	}
+	return nil
+}
+
+// drainTimeout bounds how long a delete waits for output that a left-over child
+// of the process keeps from ending.
+const drainTimeout = 10 * time.Second
+
+// release lets go of the streams of a process that has ended.
+func (p *process) release() {
+	p.mu.Lock()
+	streams := p.streams
+	p.streams = nil
+	p.mu.Unlock()
+	if streams != nil {
+		streams.Drain(drainTimeout)
+		streams.Close()
+	}
+}
+
+func (p *process) withStreams(fn func(*stdio.Streams) error) error {
+	p.mu.Lock()
+	streams := p.streams
+	p.mu.Unlock()
+	if streams == nil {
+		return nil
+	}
+	return fn(streams)
+}

@@ -1,0 +1,183 @@
+package shim
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// publisher sends events to the daemon in the order in which they were published.
+// An event leaves the queue when the daemon has acknowledged it: one that is
+// away or fails gets it again. Publishing never waits.
+type publisher struct {
+	address   string
+	namespace string
+	log       *slog.Logger
+
+	mu     sync.Mutex
+	queue  []*types.Envelope
+	keep   []bool // parallel to queue: may not be dropped
+	wake   chan struct{}
+	closed bool
+	done   chan struct{}
+}
+
+const (
+	// maxQueued events wait for a daemon that is away; of more, the oldest that
+	// may be dropped are.
+	maxQueued = 4096
+	// sendTimeout is for one attempt.
+	sendTimeout = 5 * time.Second
+	// idleTimeout is how long the connection stays open for the next event.
+	idleTimeout = 5 * time.Second
+	// retryMin and retryMax bound the pause after a failure, which doubles.
+	retryMin = 50 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
+func newPublisher(address, namespace string, log *slog.Logger) *publisher {
+	p := &publisher{address: address, namespace: namespace, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go p.run()
+	return p
+}
+
+// publish queues an event.
+func (p *publisher) publish(e event) {
+	if e.at.IsZero() {
+		e.at = time.Now()
+	}
+	value, err := proto.Marshal(e.body)
+	if err != nil {
+		p.log.Error("an event cannot be encoded", "topic", e.topic, "error", err)
+		return
+	}
+	env := &types.Envelope{
+		Timestamp: timestamppb.New(e.at),
+		Namespace: p.namespace,
+		Topic:     e.topic,
+		Event:     &anypb.Any{TypeUrl: string(proto.MessageName(e.body)), Value: value},
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) >= maxQueued {
+		p.dropOldest()
+	}
+	p.queue = append(p.queue, env)
+	p.keep = append(p.keep, e.keep)
+	p.poke()
+}
+
+func (p *publisher) dropOldest() {
+	for i, keep := range p.keep {
+		// The first may be on its way: it is left.
+		if !keep && i > 0 {
+			p.log.Warn("the daemon is away and too many events wait: one is dropped", "topic", p.queue[i].Topic)
+			p.queue = append(p.queue[:i], p.queue[i+1:]...)
+			p.keep = append(p.keep[:i], p.keep[i+1:]...)
+			return
+		}
+	}
+}
+
+func (p *publisher) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Close returns when every event was sent, or ctx has ended.
+func (p *publisher) Close(ctx context.Context) {
+	p.mu.Lock()
+	p.closed = true
+	p.poke()
+	p.mu.Unlock()
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+	}
+}
+
+func (p *publisher) run() {
+	defer close(p.done)
+	var client *ttrpc.Client
+	disconnect := func() {
+		if client != nil {
+			client.Close()
+			client = nil
+		}
+	}
+	defer disconnect()
+	retry := retryMin
+	for {
+		p.mu.Lock()
+		var next *types.Envelope
+		if len(p.queue) > 0 {
+			next = p.queue[0]
+		}
+		closed := p.closed
+		p.mu.Unlock()
+		if next == nil {
+			if closed {
+				return
+			}
+			if client == nil {
+				<-p.wake
+				continue
+			}
+			idle := time.NewTimer(idleTimeout)
+			select {
+			case <-p.wake:
+				idle.Stop()
+			case <-idle.C:
+				disconnect()
+			}
+			continue
+		}
+		if client == nil {
+			conn, err := net.Dial("unix", strings.TrimPrefix(p.address, "unix://"))
+			if err != nil {
+				retry = p.pause(retry)
+				continue
+			}
+			client = ttrpc.NewClient(conn)
+		}
+		if err := forward(client, next); err != nil {
+			p.log.Debug("an event could not be delivered", "topic", next.Topic, "error", err)
+			disconnect()
+			retry = p.pause(retry)
+			continue
+		}
+		retry = retryMin
+		p.mu.Lock()
+		p.queue[0] = nil
+		p.queue, p.keep = p.queue[1:], p.keep[1:]
+		if len(p.queue) == 0 {
+			p.queue, p.keep = nil, nil
+		}
+		p.mu.Unlock()
+	}
+}
+
+// pause sleeps and returns the next time's length.
+func (p *publisher) pause(d time.Duration) time.Duration {
+	time.Sleep(d)
+	return min(2*d, retryMax)
+}
+
+func forward(client *ttrpc.Client, env *types.Envelope) error {
+	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
+	defer cancel()
+	return client.Call(ctx, "containerd.services.events.ttrpc.v1.Events", "Forward", &eventsapi.ForwardRequest{Envelope: env}, &emptypb.Empty{})
+}

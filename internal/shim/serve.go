@@ -1,0 +1,158 @@
+// Package shim is the process that holds containers: parent of their processes,
+// keeper of their streams, server of the task API. It lives apart from the
+// daemon, which may die and come back.
+package shim
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+)
+
+// Config of Serve.
+type Config struct {
+	// Namespace of all containers.
+	Namespace string
+	// TTRPCAddress of the daemon, to which events go.
+	TTRPCAddress string
+	// Listener is the socket of the task API. Serve closes it.
+	Listener net.Listener
+	Log      *slog.Logger
+}
+
+const (
+	// lastContainer is how long a shim without containers waits for its clients to
+	// disconnect.
+	lastContainer = 2 * time.Second
+	// flushResponse is how long the answer to a shutdown may take to be read.
+	flushResponse = 50 * time.Millisecond
+	// flushEvents is how long the last events may take.
+	flushEvents = 3 * time.Second
+)
+
+// Serve runs the shim until it was shut down or its last container is deleted.
+func Serve(ctx context.Context, cfg Config) error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r := newReaper()
+	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
+	end := newEnding()
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
+	end.idle = s.empty
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
+	if err != nil {
+		return err
+	}
+	s.register(server, func(now bool) { end.within(flushResponse) })
+
+	signals := make(chan os.Signal, 32)
+	// All but SIGCHLD are only taken so that they do not end the process: the shim
+	// ends with its containers.
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGPIPE, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
+
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, counted{cfg.Listener, end}) }()
+	for {
+		select {
+		case sig := <-signals:
+			if sig == unix.SIGCHLD {
+				r.Sweep()
+			}
+		case err := <-served:
+			if !errors.Is(err, ttrpc.ErrServerClosed) {
+				return err
+			}
+		case <-end.done:
+			server.Close()
+			_ = os.Remove(cfg.Listener.Addr().String())
+			flush, stop := context.WithTimeout(context.Background(), flushEvents)
+			defer stop()
+			pub.Close(flush)
+			return nil
+		}
+	}
+}
+
+// ending decides when a shim that has nothing left to do ends: when nobody is
+// connected any more, or a little later, so that the last answer gets read.
+type ending struct {
+	clients atomic.Int64
+	leaving atomic.Bool
+	// idle tells that there is no container.
+	idle func() bool
+	once sync.Once
+	done chan struct{}
+}
+
+func newEnding() *ending { return &ending{done: make(chan struct{})} }
+
+// within ends the shim when its clients have left, or after d.
+func (e *ending) within(d time.Duration) {
+	e.leaving.Store(true)
+	if e.clients.Load() == 0 {
+		e.now()
+		return
+	}
+	time.AfterFunc(d, e.now)
+}
+
+func (e *ending) now() { e.once.Do(func() { close(e.done) }) }
+
+// left is called when a client has disconnected. A shim that never got to have a
+// container ends with the client that wanted one.
+func (e *ending) left() {
+	if e.clients.Add(-1) > 0 {
+		return
+	}
+	if e.leaving.Load() {
+		e.now()
+		return
+	}
+	if e.idle() {
+		time.AfterFunc(lastContainer, func() {
+			if e.clients.Load() == 0 && e.idle() {
+				e.now()
+			}
+		})
+	}
+}
+
+// counted is a listener that counts the open connections.
+type counted struct {
+	net.Listener
+	end *ending
+}
+
+func (l counted) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.end.clients.Add(1)
+	return &countedConn{Conn: conn, end: l.end}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	end  *ending
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.end.left)
+	return err
+}

@@ -1,0 +1,398 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+
+	"berth/internal/object"
+	"berth/internal/ociruntime"
+	"berth/internal/stdio"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// service is the containers of one shim and what may be done with them.
+//
+// Lock order: service.mu, container.mu, process.mu. None is held over a call into
+// the runtime, a mount or a write to a stream.
+type service struct {
+	ctx       context.Context // ends with the shim
+	namespace string
+	log       *slog.Logger
+	reaper    *reaper
+	publish   func(event)
+	// left is called after the last container was deleted.
+	left func()
+
+	mu         sync.Mutex
+	containers map[string]*container
+}
+
+func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left func()) *service {
+	return &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, containers: map[string]*container{}}
+}
+
+func (s *service) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil && c.init.made() {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s is not in this shim: %w", id, errdefs.ErrNotFound)
+}
+
+func (s *service) process(id, execID string) (*process, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.process(execID)
+}
+
+// enter finds a process and begins an operation on it.
+func (s *service) enter(id, execID string, op operation) (*process, state, error) {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return nil, 0, err
+	}
+	before, err := p.begin(op)
+	return p, before, err
+}
+
+func (s *service) create(ctx context.Context, req createRequest) (uint32, error) {
+	c := &container{service: s, id: req.id, bundle: req.bundle, options: req.options, execs: map[string]*process{}}
+	c.init = newProcess(c, "", req.io)
+	s.mu.Lock()
+	if s.containers[req.id] != nil {
+		s.mu.Unlock()
+		return 0, fmt.Errorf("container %s: %w", req.id, errdefs.ErrAlreadyExists)
+	}
+	s.containers[req.id] = c
+	s.mu.Unlock()
+	if err := c.create(ctx, req); err != nil {
+		s.forget(c)
+		return 0, err
+	}
+	s.publish(event{topic: "/tasks/create", body: &events.TaskCreate{
+		ContainerID: c.id, Bundle: c.bundle, Rootfs: mountsToProto(req.rootfs), Checkpoint: req.checkpoint, Pid: c.init.pid,
+		IO: &events.TaskIO{Stdin: req.io.Stdin, Stdout: req.io.Stdout, Stderr: req.io.Stderr, Terminal: req.io.Terminal},
+	}})
+	pid := c.init.pid
+	c.init.settle(created)
+	return pid, nil
+}
+
+// empty tells that there is no container, not even one that is being made.
+func (s *service) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers) == 0
+}
+
+func (s *service) forget(c *container) {
+	s.mu.Lock()
+	delete(s.containers, c.id)
+	s.mu.Unlock()
+}
+
+func (s *service) start(ctx context.Context, id, execID string) (uint32, error) {
+	p, _, err := s.enter(id, execID, opStart)
+	if err != nil {
+		return 0, err
+	}
+	if p.isExec() {
+		return s.startExec(ctx, p)
+	}
+	if err := p.c.oci.Start(ctx); err != nil {
+		// It did not start; if it ended, that is reported.
+		p.settle(created)
+		return 0, fmt.Errorf("OCI runtime start failed: %w", err)
+	}
+	s.publish(event{topic: "/tasks/start", body: &events.TaskStart{ContainerID: id, Pid: p.pid}})
+	p.settle(running)
+	return p.pid, nil
+}
+
+func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
+	if err := p.start(ctx); err != nil {
+		p.failed()
+		return 0, fmt.Errorf("OCI runtime exec failed: %w", err)
+	}
+	pid := p.pid
+	s.publish(event{topic: "/tasks/exec-started", body: &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
+	p.settle(running)
+	return pid, nil
+}
+
+// start runs an exec.
+func (p *process) start(ctx context.Context) error {
+	streams, err := stdio.Open(ctx, p.io, p.c.stdioOptions())
+	if err != nil {
+		return err
+	}
+	in, out, errout := streams.Child()
+	release := p.c.service.reaper.Hold()
+	defer release()
+	oci, err := p.c.oci.Exec(ctx, ociruntime.ExecOptions{
+		ID: p.execID, Spec: p.spec, Stdio: ociruntime.Stdio{Stdin: in, Stdout: out, Stderr: errout},
+	})
+	if err != nil {
+		streams.Close()
+		return err
+	}
+	p.spec = nil
+	p.c.service.reaper.Register(oci, p.collected)
+	return p.attach(oci, streams)
+}
+
+func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, error) {
+	p, before, err := s.enter(id, execID, opDelete)
+	if err != nil {
+		return object.Exit{}, err
+	}
+	if p.isExec() {
+		p.release()
+		p.c.mu.Lock()
+		delete(p.c.execs, execID)
+		p.c.mu.Unlock()
+		p.finish(deleting, deleted)
+		return p.exit(), nil
+	}
+	c := p.c
+	if before == created {
+		if err := c.oci.KillAll(ctx); err != nil {
+			p.finish(deleting, before)
+			return object.Exit{}, err
+		}
+		select {
+		case <-p.exited:
+		case <-ctx.Done():
+			p.finish(deleting, before)
+			return object.Exit{}, ctx.Err()
+		}
+	}
+	release := s.reaper.Hold()
+	err = c.oci.Delete(ctx)
+	release()
+	if err != nil {
+		p.finish(deleting, stopped)
+		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
+	}
+	p.release()
+	c.releaseExecs()
+	c.unmount()
+	end := p.exit()
+	s.publish(event{topic: "/tasks/delete", body: &events.TaskDelete{
+		ContainerID: id, Pid: end.PID, ExitStatus: end.Status, ExitedAt: timestamppb.New(end.At),
+	}})
+	p.finish(deleting, deleted)
+	s.mu.Lock()
+	delete(s.containers, id)
+	last := len(s.containers) == 0
+	s.mu.Unlock()
+	if last {
+		s.left()
+	}
+	return end, nil
+}
+
+// releaseExecs closes the streams of execs that nobody deleted.
+func (c *container) releaseExecs() {
+	c.mu.Lock()
+	execs := c.execs
+	c.execs = map[string]*process{}
+	c.mu.Unlock()
+	for _, p := range execs {
+		p.release()
+	}
+}
+
+func (p *process) exit() object.Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.end == nil {
+		return object.Exit{}
+	}
+	return *p.end
+}
+
+// failed makes an exec that could not be started one that has ended.
+func (p *process) failed() {
+	p.mu.Lock()
+	if p.end == nil {
+		p.end = &object.Exit{Status: unknownStatus}
+	}
+	p.state = stopped
+	p.mu.Unlock()
+	close(p.exited)
+}
+
+func (s *service) exec(ctx context.Context, id, execID string, io object.TaskIO, raw []byte) error {
+	p, _, err := s.enter(id, "", opExec)
+	if err != nil {
+		return err
+	}
+	spec := new(specs.Process)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return fmt.Errorf("the process of exec %s is not an OCI process: %w: %w", execID, err, errdefs.ErrInvalidArgument)
+	}
+	spec.Terminal = io.Terminal
+	clamp(spec, s.log)
+	e := newProcess(p.c, execID, io)
+	e.spec, e.state = spec, created
+	p.c.mu.Lock()
+	if p.c.execs[execID] != nil {
+		p.c.mu.Unlock()
+		return fmt.Errorf("exec %s of container %s: %w", execID, id, errdefs.ErrAlreadyExists)
+	}
+	p.c.execs[execID] = e
+	p.c.mu.Unlock()
+	s.publish(event{topic: "/tasks/exec-added", body: &events.TaskExecAdded{ContainerID: id, ExecID: execID}})
+	return nil
+}
+
+func (s *service) kill(ctx context.Context, id, execID string, signal uint32, all bool) error {
+	p, _, err := s.enter(id, execID, opKill)
+	if err != nil {
+		return err
+	}
+	sig := syscall.Signal(signal)
+	switch {
+	case p.isExec():
+		return p.kill(sig)
+	case all && sig == syscall.SIGKILL:
+		return p.c.oci.KillAll(ctx)
+	default:
+		return p.c.oci.Signal(ctx, sig)
+	}
+}
+
+// kill signals an exec.
+func (p *process) kill(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// While end is not set the PID is ours: nobody has collected it.
+	if p.end != nil || p.pid == 0 {
+		return refusal(stopped, opKill, errdefs.ErrNotFound)
+	}
+	if err := syscall.Kill(int(p.pid), sig); errors.Is(err, syscall.ESRCH) {
+		return refusal(stopped, opKill, errdefs.ErrNotFound)
+	} else if err != nil {
+		return fmt.Errorf("send signal %d to process %d: %w", sig, p.pid, err)
+	}
+	return nil
+}
+
+func (s *service) wait(ctx context.Context, id, execID string) (object.Exit, error) {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return object.Exit{}, err
+	}
+	select {
+	case <-p.exited:
+		return p.exit(), nil
+	case <-ctx.Done():
+		return object.Exit{}, ctx.Err()
+	}
+}
+
+func (s *service) pause(ctx context.Context, id string) error {
+	p, before, err := s.enter(id, "", opPause)
+	if err != nil {
+		return err
+	}
+	if err := p.c.oci.Pause(ctx); err != nil {
+		p.finish(pausing, before)
+		return fmt.Errorf("OCI runtime pause failed: %w", err)
+	}
+	p.finish(pausing, paused)
+	s.publish(event{topic: "/tasks/paused", body: &events.TaskPaused{ContainerID: id}})
+	return nil
+}
+
+func (s *service) resume(ctx context.Context, id string) error {
+	p, before, err := s.enter(id, "", opResume)
+	if err != nil {
+		return err
+	}
+	if err := p.c.oci.Resume(ctx); err != nil {
+		p.finish(resuming, before)
+		return fmt.Errorf("OCI runtime resume failed: %w", err)
+	}
+	p.finish(resuming, running)
+	s.publish(event{topic: "/tasks/resumed", body: &events.TaskResumed{ContainerID: id}})
+	return nil
+}
+
+func (s *service) resize(id, execID string, width, height uint32) error {
+	p, _, err := s.enter(id, execID, opResize)
+	if err != nil {
+		return err
+	}
+	return p.withStreams(func(st *stdio.Streams) error { return st.Resize(width, height) })
+}
+
+func (s *service) closeIO(id, execID string, stdin bool) error {
+	p, _, err := s.enter(id, execID, opCloseIO)
+	if err != nil || !stdin {
+		return err
+	}
+	return p.withStreams((*stdio.Streams).CloseStdin)
+}
+
+func (s *service) pids(ctx context.Context, id string) ([]*processInfo, error) {
+	p, _, err := s.enter(id, "", opPids)
+	if err != nil {
+		return nil, err
+	}
+	pids, err := p.c.oci.Pids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	execs := map[uint32]string{}
+	p.c.mu.Lock()
+	for _, e := range p.c.execs {
+		e.mu.Lock()
+		execs[e.pid] = e.execID
+		e.mu.Unlock()
+	}
+	p.c.mu.Unlock()
+	infos := make([]*processInfo, len(pids))
+	for i, pid := range pids {
+		infos[i] = &processInfo{pid: uint32(pid), execID: execs[uint32(pid)]}
+	}
+	return infos, nil
+}
+
+// processInfo is a process of a container; execID is empty unless it is an exec.
+type processInfo struct {
+	pid    uint32
+	execID string
+}
+
+func (s *service) update(ctx context.Context, id string, raw []byte) error {
+	p, _, err := s.enter(id, "", opUpdate)
+	if err != nil {
+		return err
+	}
+	resources := new(specs.LinuxResources)
+	if err := json.Unmarshal(raw, resources); err != nil {
+		return fmt.Errorf("the resources are not those of the OCI runtime specification: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if err := p.c.oci.Update(ctx, resources); err != nil {
+		return fmt.Errorf("OCI runtime update failed: %w", err)
+	}
+	return nil
+}
+
+// pid of the shim.
+func (s *service) pid() uint32 { return uint32(os.Getpid()) }

@@ -1,0 +1,207 @@
+package stdio
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// output is where a stream of the process leads.
+type output struct {
+	file *os.File
+	// fifo: file is open for reading, too, so that writing never fails.
+	fifo bool
+}
+
+// pipeInput connects stdin's FIFO to a pipe of the process.
+func (s *Streams) pipeInput(opts Options) error {
+	if s.io.Stdin == "" {
+		return nil
+	}
+	in, err := s.openInput(s.io.Stdin)
+	if err != nil {
+		return err
+	}
+	theirs, ours, err := pipe(opts, writeEnd)
+	if err != nil {
+		return err
+	}
+	s.child[0] = theirs
+	s.pumps = append(s.pumps, pump{src: in, dst: ours, copy: splice, end: func() { ours.Close() }, input: true})
+	return nil
+}
+
+// openInput opens the read end of a FIFO, and a write end that keeps it from
+// being at its end before a client came, or when one goes away.
+func (s *Streams) openInput(path string) (*os.File, error) {
+	if err := checkFIFO(path); err != nil {
+		return nil, err
+	}
+	// Non-blocking opens in this order neither wait nor fail.
+	in, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	hold, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		in.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	s.stdin = hold
+	s.keep = append(s.keep, in)
+	s.mu.Unlock()
+	return in, nil
+}
+
+// pipeOutputs connects stdout and stderr.
+func (s *Streams) pipeOutputs(ctx context.Context, opts Options) error {
+	if uri, ok := loggerURI(s.io.Stdout); ok {
+		// Compat: one logger takes both streams, whatever stderr says.
+		return s.startLogger(ctx, uri, opts)
+	}
+	for i, path := range []string{s.io.Stdout, s.io.Stderr} {
+		if path == "" {
+			continue
+		}
+		if i == 1 && path == s.io.Stdout {
+			// One stream, so that the order of what is written is kept.
+			fd, err := unix.FcntlInt(s.child[1].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return os.NewSyscallError("fcntl", err)
+			}
+			s.child[2] = os.NewFile(uintptr(fd), path)
+			continue
+		}
+		out, err := openOutput(path)
+		if err != nil {
+			return err
+		}
+		ours, theirs, err := pipe(opts, readEnd)
+		if err != nil {
+			out.file.Close()
+			return err
+		}
+		s.child[1+i] = theirs
+		s.pumps = append(s.pumps, s.outputPump(ours, out))
+	}
+	return nil
+}
+
+func (s *Streams) outputPump(src *os.File, out output) pump {
+	p := pump{src: src, dst: out.file, copy: copyBuffered}
+	if out.fifo {
+		p.copy = splice
+	}
+	p.end = func() {
+		src.Close()
+		out.file.Close()
+	}
+	return p
+}
+
+// attachOutput passes on what a terminal shows.
+func (s *Streams) attachOutput(ctx context.Context, console *os.File, opts Options) error {
+	if uri, ok := loggerURI(s.io.Stdout); ok {
+		return s.attachLogger(ctx, uri, console, opts)
+	}
+	path := s.io.Stdout
+	if path == "" {
+		path = os.DevNull // somebody must read, or the process stops when the terminal is full
+	}
+	out, err := openOutput(path)
+	if err != nil {
+		return err
+	}
+	s.run(pump{src: console, dst: out.file, copy: copyBuffered, end: func() { out.file.Close() }})
+	return nil
+}
+
+// openOutput opens a FIFO, a file:// URI or a plain file for writing.
+func openOutput(path string) (output, error) {
+	if strings.Contains(path, "://") {
+		u, err := url.Parse(path)
+		if err != nil {
+			return output{}, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
+		}
+		if u.Scheme != "file" && u.Scheme != "fifo" {
+			return output{}, fmt.Errorf("%w: %s: streams lead to a FIFO's path, a file:// or a binary:// URI", errdefs.ErrInvalidArgument, path)
+		}
+		path = u.Path
+		if u.Scheme == "file" {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return output{}, err
+			}
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+			return output{file: f}, err
+		}
+	}
+	if !filepath.IsAbs(path) {
+		return output{}, fmt.Errorf("%w: %q is not an absolute path", errdefs.ErrInvalidArgument, path)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return output{}, err
+	}
+	if st.Mode()&os.ModeNamedPipe == 0 {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		return output{file: f}, err
+	}
+	// Opening a FIFO for both never waits (fifo(7)).
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	return output{file: f, fifo: true}, err
+}
+
+func checkFIFO(path string) error {
+	path = strings.TrimPrefix(path, "fifo://")
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%w: %q is not an absolute path", errdefs.ErrInvalidArgument, path)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.Mode()&os.ModeNamedPipe == 0 {
+		return fmt.Errorf("%w: %s is not a FIFO", errdefs.ErrInvalidArgument, path)
+	}
+	return nil
+}
+
+type end int
+
+const (
+	readEnd end = iota
+	writeEnd
+)
+
+// pipe returns the read and the write end of a pipe that uid and gid own, so
+// that the process can open /dev/stdout anew. Our end is non-blocking: a
+// goroutine that waits for it takes no thread.
+func pipe(opts Options, ours end) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fds[0])
+			unix.Close(fds[1])
+		}
+	}()
+	if err := unix.SetNonblock(fds[ours], true); err != nil {
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	if opts.UID != 0 || opts.GID != 0 {
+		// Both ends are one inode.
+		if err := unix.Fchown(fds[0], opts.UID, opts.GID); err != nil {
+			return nil, nil, os.NewSyscallError("fchown", err)
+		}
+	}
+	return os.NewFile(uintptr(fds[0]), "|0"), os.NewFile(uintptr(fds[1]), "|1"), nil
+}

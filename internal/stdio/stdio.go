@@ -1,0 +1,217 @@
+// Package stdio connects the streams of a container's process with where its
+// client wants them: FIFOs that the client made, files, logger programs, or
+// nothing.
+//
+// Whoever goes away and comes back (the client, the daemon) never disturbs the
+// process: both ends of every FIFO stay open here until the process's own end
+// of the stream is closed, so that a write finds a reader and a new client can
+// open the FIFO again. A client that does not read holds the process up once
+// pipe and FIFO are full, and nobody else.
+//
+// Between pipe and FIFO data moves by splice(2), without a copy and without a
+// buffer in this process. A stream is one goroutine that sleeps in the poller.
+package stdio
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"berth/internal/object"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Streams is the outer side of the streams of one process.
+//
+// The order of use: Open, hand Child's files to the process, Started (or Close
+// when it did not start), Attach when it has a terminal, Drain after its end, Close.
+type Streams struct {
+	io    object.TaskIO
+	child [3]*os.File
+	// pumps are started by Started or Attach; each ends when its source does.
+	pumps []pump
+	// outputs counts the running pumps of stdout and stderr.
+	outputs sync.WaitGroup
+	// keep holds what lives until Close.
+	keep []*os.File
+
+	mu      sync.Mutex
+	stdin   *os.File // our write end of stdin's FIFO
+	console *os.File
+	closed  bool
+}
+
+// pump moves bytes from one file to another, then calls end.
+type pump struct {
+	src, dst *os.File
+	copy     func(dst, src *os.File) error
+	end      func()
+	input    bool
+}
+
+// Options of Open.
+type Options struct {
+	// UID and GID own the pipes that the process gets.
+	UID, GID int
+	// Namespace and ID are told to logger programs.
+	Namespace, ID string
+}
+
+// Open prepares the streams that io names. It does not wait for a client to
+// open its ends of FIFOs, which must exist.
+func Open(ctx context.Context, io object.TaskIO, opts Options) (_ *Streams, err error) {
+	s := &Streams{io: io}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if io.Terminal {
+		// The streams are made when the terminal is there.
+		return s, nil
+	}
+	if err = s.pipeInput(opts); err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
+	}
+	if err = s.pipeOutputs(ctx, opts); err != nil {
+		return nil, fmt.Errorf("open stdout and stderr: %w", err)
+	}
+	return s, nil
+}
+
+// Child is the files for the process; nil stands for /dev/null.
+func (s *Streams) Child() (stdin, stdout, stderr *os.File) {
+	return s.child[0], s.child[1], s.child[2]
+}
+
+// Started tells that the process has its files: ours of them are closed, and
+// the streams flow.
+func (s *Streams) Started() {
+	s.closeChild()
+	for _, p := range s.pumps {
+		s.run(p)
+	}
+	s.pumps = nil
+}
+
+func (s *Streams) run(p pump) {
+	flow := func() {
+		// A stream that fails is at its end: its reader or writer is gone.
+		_ = p.copy(p.dst, p.src)
+		p.end()
+	}
+	if p.input {
+		go flow() // ends with the client, or with Close
+	} else {
+		s.outputs.Go(flow)
+	}
+}
+
+func (s *Streams) closeChild() {
+	for i, f := range s.child {
+		if f != nil {
+			f.Close()
+			s.child[i] = nil
+		}
+	}
+}
+
+// Attach connects the master of the process's terminal, which it takes over.
+func (s *Streams) Attach(ctx context.Context, console *os.File, opts Options) error {
+	s.mu.Lock()
+	s.console = console
+	s.mu.Unlock()
+	if err := s.attachOutput(ctx, console, opts); err != nil {
+		return fmt.Errorf("open stdout: %w", err)
+	}
+	if s.io.Stdin == "" {
+		return nil
+	}
+	in, err := s.openInput(s.io.Stdin)
+	if err != nil {
+		return fmt.Errorf("open stdin: %w", err)
+	}
+	// The end of input does not end a terminal.
+	s.run(pump{src: in, dst: console, copy: copyBuffered, end: func() {}, input: true})
+	return nil
+}
+
+// CloseStdin ends the process's standard input once what the client has written
+// is read and the client has closed its end, too.
+func (s *Streams) CloseStdin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stdin == nil {
+		return nil
+	}
+	err := s.stdin.Close()
+	s.stdin = nil
+	return err
+}
+
+// Resize sets the size of the terminal; errdefs.ErrFailedPrecondition when
+// there is none.
+func (s *Streams) Resize(width, height uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.console == nil {
+		return fmt.Errorf("%w: the process has no terminal", errdefs.ErrFailedPrecondition)
+	}
+	raw, err := s.console.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ioctl error
+	if err := raw.Control(func(fd uintptr) {
+		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: clamp16(height), Col: clamp16(width)})
+	}); err != nil {
+		return err
+	}
+	return ioctl
+}
+
+func clamp16(n uint32) uint16 { return uint16(min(n, 1<<16-1)) }
+
+// Drain returns when all output has been passed on, or after the timeout: a
+// child that the process left may hold its streams open.
+func (s *Streams) Drain(timeout time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		s.outputs.Wait()
+		close(done)
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// Close ends the streams and releases everything. It may be called at any time,
+// and again.
+func (s *Streams) Close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	files := append(s.keep, s.stdin, s.console)
+	s.keep, s.stdin = nil, nil
+	s.mu.Unlock()
+	s.closeChild()
+	for _, p := range s.pumps {
+		files = append(files, p.src, p.dst)
+	}
+	s.pumps = nil
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

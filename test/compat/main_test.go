@@ -1,0 +1,66 @@
+package compat
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Directories with programs: ours, theirs, and mixtures of links to both.
+var oursBin, peerBin, busybox string
+
+// oursMods are what the peer is built with; see go.mod for the versions.
+const peerTags = "no_btrfs,no_zfs,no_devmapper,seccomp"
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if err := prepare(); err != nil {
+			fmt.Fprintln(os.Stderr, "compat:", err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+func prepare() error {
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	run := func(dir, name string, arg ...string) error {
+		cmd := exec.Command(name, arg...)
+		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(name), err)
+		}
+		return nil
+	}
+	oursBin, peerBin = filepath.Join(top, "bin"), filepath.Join(top, "bin", "peer")
+	if dir := os.Getenv("BERTH_BIN"); dir != "" {
+		oursBin = dir
+	} else if err := run(top, filepath.Join(top, "scripts/build"), oursBin); err != nil {
+		return err
+	}
+	cache := filepath.Join(top, "bin", "test")
+	if err := run(top, filepath.Join(top, "scripts/busybox"), cache); err != nil {
+		return err
+	}
+	busybox = filepath.Join(cache, "busybox")
+	if err := os.MkdirAll(peerBin, 0o755); err != nil {
+		return err
+	}
+	const version = "-X github.com/containerd/containerd/v2/version.Version=v2.4.2"
+	for name, pkg := range map[string]string{
+		"containerd":              "github.com/containerd/containerd/v2/cmd/containerd",
+		"containerd-shim-runc-v2": "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+		"ctr":                     "github.com/containerd/containerd/v2/cmd/ctr",
+		"runc":                    "github.com/opencontainers/runc",
+	} {
+		if err := run(".", "go", "build", "-tags", peerTags, "-ldflags", version, "-o", filepath.Join(peerBin, name), pkg); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,442 @@
+package script
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth/test/testimage"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// bin holds the daemon and shim under test, ctr is the command line under
+// test, busybox the image's only program.
+var bin, ctr, busybox string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if err := prepare(); err != nil {
+			fmt.Fprintln(os.Stderr, "script:", err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+func prepare() error {
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	run := func(name string, arg ...string) error {
+		cmd := exec.Command(name, arg...)
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		return cmd.Run()
+	}
+	if bin = os.Getenv("BERTH_BIN"); bin == "" {
+		bin = filepath.Join(top, "bin")
+		if err := run(filepath.Join(top, "scripts/build"), bin); err != nil {
+			return fmt.Errorf("build: %w", err)
+		}
+	}
+	if ctr = os.Getenv("BERTH_CTR"); ctr == "" {
+		ctr = filepath.Join(bin, "ctr")
+	}
+	cache := filepath.Join(top, "bin", "test")
+	if err := run(filepath.Join(top, "scripts/busybox"), cache); err != nil {
+		return fmt.Errorf("busybox: %w", err)
+	}
+	busybox = filepath.Join(cache, "busybox")
+	return nil
+}
+
+func TestScripts(t *testing.T)               { runScripts(t, false) }
+func TestScriptsAcrossRestarts(t *testing.T) { runScripts(t, true) }
+
+func runScripts(t *testing.T, restarts bool) {
+	if os.Geteuid() != 0 {
+		t.Skip("containers need root")
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               func(env *testscript.Env) error { return setup(env, restarts) },
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "root":
+				return os.Geteuid() == 0, nil
+			case "overlay":
+				b, err := os.ReadFile("/proc/filesystems")
+				return bytes.Contains(b, []byte("\toverlay\n")), err
+			case "restarts":
+				return restarts, nil
+			case "berth-daemon":
+				return isBerth(filepath.Join(bin, "containerd"))
+			case "berth-ctr":
+				return isBerth(ctr)
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"daemon":   cmdDaemon,
+			"ctr":      cmdCtr,
+			"image":    cmdImage,
+			"registry": cmdRegistry,
+			"await":    cmdAwait,
+			"exits":    cmdExits,
+		},
+	})
+}
+
+// isBerth tells whether a program is ours, by the version it prints.
+func isBerth(program string) (bool, error) {
+	out, err := exec.Command(program, "--version").Output()
+	return bytes.Contains(out, []byte("berth")), err
+}
+
+// machine is what one script runs against.
+type machine struct {
+	dir      string
+	restarts bool
+
+	mu       sync.Mutex // guards the processes
+	daemon   *exec.Cmd
+	exited   chan struct{} // closed when daemon has ended
+	registry *exec.Cmd
+}
+
+const machineKey = "machine"
+
+func setup(env *testscript.Env, restarts bool) error {
+	m := &machine{dir: filepath.Join(env.WorkDir, "d"), restarts: restarts}
+	if err := os.Mkdir(m.dir, 0o711); err != nil {
+		return err
+	}
+	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n[plugins.'io.containerd.internal.v1.opt']\npath = %q\n",
+		m.dir+"/root", m.dir+"/state", m.address(), m.address()+".ttrpc", m.dir+"/opt")
+	if err := os.WriteFile(m.dir+"/config.toml", []byte(config), 0o600); err != nil {
+		return err
+	}
+	env.Values[machineKey] = m
+	env.Setenv("PATH", filepath.Dir(ctr)+":"+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
+	env.Setenv("CONTAINERD_ADDRESS", m.address())
+	// Cgroups and the runtime's state are the host's: a namespace of its own
+	// keeps one script's containers from another's.
+	env.Setenv("CONTAINERD_NAMESPACE", strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-"))
+	env.Setenv("D", m.dir)
+	env.Setenv("IMAGE", "example.com/busybox:1")
+	env.Defer(m.close)
+	return nil
+}
+
+func (m *machine) address() string { return m.dir + "/c.sock" }
+
+// start starts the daemon and waits until its socket answers.
+func (m *machine) start() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.daemon != nil {
+		return errors.New("the daemon runs already")
+	}
+	log, err := os.OpenFile(m.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(bin, "containerd"), "-c", m.dir+"/config.toml")
+	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	go func() { cmd.Wait(); close(exited) }()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	err = poll(ctx, func() error {
+		select {
+		case <-exited:
+			return stop{fmt.Errorf("the daemon ended: %v", cmd.ProcessState)}
+		default:
+		}
+		c := exec.CommandContext(ctx, ctr, "-a", m.address(), "version")
+		out, err := c.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ctr version: %w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		<-exited
+		tail, _ := os.ReadFile(m.dir + "/log")
+		return fmt.Errorf("%w\n%s", err, tail)
+	}
+	m.daemon, m.exited = cmd, exited
+	return nil
+}
+
+func (m *machine) signal(sig syscall.Signal) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.daemon == nil {
+		return errors.New("the daemon does not run")
+	}
+	if err := m.daemon.Process.Signal(sig); err != nil {
+		return err
+	}
+	select {
+	case <-m.exited:
+	case <-time.After(15 * time.Second):
+		m.daemon.Process.Kill()
+		<-m.exited
+		return fmt.Errorf("the daemon did not end within 15 s of %v", sig)
+	}
+	m.daemon = nil
+	return nil
+}
+
+// close ends what the script started and complains of what it left.
+func (m *machine) close() {
+	if m.daemon != nil {
+		m.signal(syscall.SIGTERM)
+	}
+	if m.registry != nil {
+		m.registry.Process.Kill()
+		m.registry.Wait()
+	}
+	var left []string
+	for _, pid := range m.processes() {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		left = append(left, fmt.Sprintf("process %d %q", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	mounts := m.mounts()
+	for i := len(mounts) - 1; i >= 0; i-- {
+		left = append(left, "mount "+mounts[i])
+		syscall.Unmount(mounts[i], syscall.MNT_DETACH)
+	}
+	if len(left) > 0 {
+		leftovers.Lock()
+		leftovers.list = append(leftovers.list, fmt.Sprintf("%s: %s", filepath.Base(filepath.Dir(m.dir)), strings.Join(left, "; ")))
+		leftovers.Unlock()
+	}
+}
+
+// leftovers are what passing scripts left running or mounted; TestNothingLeft
+// reports them. A script that failed half-way may leave things.
+var leftovers struct {
+	sync.Mutex
+	list []string
+}
+
+// TestNothingLeft runs after the scripts: go test keeps the order of the file.
+func TestNothingLeft(t *testing.T) {
+	leftovers.Lock()
+	defer leftovers.Unlock()
+	for _, l := range leftovers.list {
+		t.Errorf("left behind by %s", l)
+	}
+}
+
+// processes lists those that have the script's directory in their environment
+// or command line: shims and what they hold.
+func (m *machine) processes() []int {
+	var out []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		var pid int
+		if _, err := fmt.Sscan(e.Name(), &pid); err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		cwd, _ := os.Readlink("/proc/" + e.Name() + "/cwd")
+		if bytes.Contains(cmdline, []byte(m.dir)) || strings.HasPrefix(cwd, m.dir) {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+func (m *machine) mounts() []string {
+	b, _ := os.ReadFile("/proc/self/mountinfo")
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], m.dir) {
+			out = append(out, f[4])
+		}
+	}
+	return out
+}
+
+func of(ts *testscript.TestScript) *machine { return ts.Value(machineKey).(*machine) }
+
+func cmdDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: daemon start|stop|kill|restart")
+	}
+	m := of(ts)
+	var err error
+	switch args[0] {
+	case "start":
+		err = m.start()
+	case "stop":
+		err = m.signal(syscall.SIGTERM)
+	case "kill":
+		err = m.signal(syscall.SIGKILL)
+	case "restart":
+		if err = m.signal(syscall.SIGKILL); err == nil {
+			err = m.start()
+		}
+	default:
+		ts.Fatalf("unknown: daemon %s", args[0])
+	}
+	if neg != (err != nil) {
+		ts.Fatalf("daemon %s: %v", args[0], err)
+	}
+}
+
+func cmdCtr(ts *testscript.TestScript, neg bool, args []string) {
+	of(ts).maybeRestart(ts)
+	execCommand(ts, neg, append([]string{ctr}, args...))
+}
+
+func (m *machine) maybeRestart(ts *testscript.TestScript) {
+	if !m.restarts || m.daemon == nil {
+		return
+	}
+	if err := m.signal(syscall.SIGKILL); err != nil {
+		ts.Fatalf("kill the daemon: %v", err)
+	}
+	if err := m.start(); err != nil {
+		ts.Fatalf("start the daemon again: %v", err)
+	}
+}
+
+func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 || neg {
+		ts.Fatalf("usage: exits N COMMAND...")
+	}
+	if args[1] == "ctr" {
+		of(ts).maybeRestart(ts)
+		args[1] = ctr
+	}
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit status %d, not %s", got, args[0])
+	}
+}
+
+// execCommand runs testscript's own exec.
+func execCommand(ts *testscript.TestScript, neg bool, args []string) {
+	err := ts.Exec(args[0], args[1:]...)
+	switch {
+	case err != nil && !neg:
+		ts.Fatalf("%s failed: %v", strings.Join(args, " "), err)
+	case err == nil && neg:
+		ts.Fatalf("%s succeeded, it should not have", strings.Join(args, " "))
+	}
+}
+
+func cmdImage(ts *testscript.TestScript, neg bool, args []string) {
+	name := ts.Getenv("IMAGE")
+	if len(args) > 0 {
+		name = args[0]
+	}
+	program, err := os.ReadFile(busybox)
+	ts.Check(err)
+	img, err := testimage.Busybox(name, program)
+	ts.Check(err)
+	var b bytes.Buffer
+	ts.Check(testimage.WriteOCI(&b, img))
+	file := ts.MkAbs("busybox.tar")
+	ts.Check(os.WriteFile(file, b.Bytes(), 0o600))
+	execCommand(ts, neg, []string{ctr, "images", "import", file})
+}
+
+func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	m := of(ts)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	addr := l.Addr().String()
+	l.Close()
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp: {addr: %q}\n", m.dir, addr)
+	ts.Check(os.WriteFile(m.dir+"/registry.yml", []byte(config), 0o600))
+	log, err := os.Create(m.dir + "/registry.log")
+	ts.Check(err)
+	defer log.Close()
+	cmd := exec.Command("docker-registry", "serve", m.dir+"/registry.yml")
+	cmd.Stdout, cmd.Stderr = log, log
+	ts.Check(cmd.Start())
+	m.registry = cmd
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	ts.Check(poll(ctx, func() error {
+		resp, err := http.Get("http://" + addr + "/v2/")
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}))
+	ts.Setenv("REGISTRY", addr)
+}
+
+func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := poll(ctx, func() error {
+		err := ts.Exec(args[0], args[1:]...)
+		if neg {
+			if err == nil {
+				return errors.New("it still succeeds")
+			}
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		ts.Fatalf("await %s: %v", strings.Join(args, " "), err)
+	}
+}
+
+// stop is an error that ends a poll at once.
+type stop struct{ error }
+
+// poll calls f until it succeeds, often at first; the last error when ctx ends.
+func poll(ctx context.Context, f func() error) error {
+	wait := 5 * time.Millisecond
+	for {
+		err := f()
+		var s stop
+		if err == nil || errors.As(err, &s) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (last: %w)", ctx.Err(), err)
+		case <-time.After(wait):
+			wait = min(2*wait, 200*time.Millisecond)
+		}
+	}
+}
