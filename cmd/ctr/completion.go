@@ -133,6 +133,11 @@ func locate(root *cli.Command, words []string) position {
 	return p
 }
 
+// isGroup tells whether cmd has commands of its own, help aside.
+func isGroup(cmd *cli.Command) bool {
+	return slices.ContainsFunc(cmd.Commands, func(c *cli.Command) bool { return c.Name != "help" })
+}
+
 // stopAt is the number of arguments after which words are no flags.
 func stopAt(cmd *cli.Command) int {
 	if cmd.StopOnNthArg != nil {
@@ -190,9 +195,9 @@ func complete(ctx context.Context, root *cli.Command, words []string) []string {
 			}
 			add("--"+f.Names()[0], usage)
 		}
-	case p.args == 0 && len(p.cmd.Commands) > 0:
+	case p.args == 0 && isGroup(p.cmd):
 		for _, c := range p.cmd.Commands {
-			if !c.Hidden {
+			if !c.Hidden && c.Name != "help" {
 				add(c.Name, c.Usage)
 			}
 		}

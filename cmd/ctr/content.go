@@ -462,7 +462,11 @@ func fetchBlobAction(ctx context.Context, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
-		err = printRemote(ctx, r, ispec.Descriptor{Digest: d, Size: -1, MediaType: cmd.String("media-type")})
+		desc, err := r.Stat(ctx, d)
+		if err == nil {
+			desc.MediaType = cmd.String("media-type")
+			err = printRemote(ctx, r, desc)
+		}
 		r.Close()
 		if err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 
 	"berth/cmd/ctr/output"
 	"berth/internal/spec"
+	"berth/internal/version"
 
 	_ "github.com/containerd/containerd/api/events" // the types that events carry
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
@@ -94,7 +95,7 @@ func versionAction(ctx context.Context, cmd *cli.Command) error {
 	if cmd.NArg() != 0 {
 		return invalid("extra arguments: %s", strings.Join(cmd.Args().Slice(), " "))
 	}
-	v := versionView{Client: clientVersion{version(), revision(), runtime.Version()}}
+	v := versionView{Client: clientVersion{version.Version, version.Revision(), runtime.Version()}}
 	format := cmd.String("format")
 	plain := format == "" || format == "table"
 	if plain { // before the daemon is asked, which may not be there
