@@ -7,7 +7,6 @@ import (
 	"maps"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"berth/internal/mount"
 	"berth/internal/object"
@@ -15,14 +14,12 @@ import (
 	"berth/internal/wire"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
-	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
-	"github.com/google/uuid"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sync/errgroup"
@@ -297,6 +294,13 @@ func removeSnapshot(ctx context.Context, s *session, snapshotter, key string) er
 	return ignoreNotFound(err)
 }
 
+func ignoreExists(err error) error {
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
 func ignoreNotFound(err error) error {
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -347,21 +351,4 @@ func marshalAny(m proto.Message) (*anypb.Any, error) {
 		return nil, err
 	}
 	return &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: b}, nil
-}
-
-func leaseID() string { return fmt.Sprintf("%d-%s", time.Now().UnixNano(), uuid.NewString()[:8]) }
-
-// leaseTime is how long a lease outlives a client that died.
-const leaseTime = 24 * time.Hour
-
-func createLease(ctx context.Context, s *session, id string) error {
-	_, err := leasesapi.NewLeasesClient(s).Create(ctx, &leasesapi.CreateRequest{
-		ID: id, Labels: expiry(leaseTime),
-	})
-	return err
-}
-
-func deleteLease(ctx context.Context, s *session, id string, sync bool) error {
-	_, err := leasesapi.NewLeasesClient(s).Delete(ctx, &leasesapi.DeleteRequest{ID: id, Sync: sync})
-	return err
 }

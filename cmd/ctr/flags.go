@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 )
 
@@ -110,7 +109,7 @@ func runFlags() []cli.Flag {
 func notYet(cmd *cli.Command, names ...string) error {
 	for _, name := range names {
 		if cmd.IsSet(name) {
-			return fmt.Errorf("--%s is not supported yet by this version of ctr; leave it out: %w", name, errdefs.ErrNotImplemented)
+			return fmt.Errorf("--%s is not supported yet by this version of ctr; leave it out", name)
 		}
 	}
 	return nil
@@ -119,7 +118,7 @@ func notYet(cmd *cli.Command, names ...string) error {
 // notYetAction is the action of a command that this version does not serve.
 func notYetAction(what string) cli.ActionFunc {
 	return func(context.Context, *cli.Command) error {
-		return fmt.Errorf("%s is not supported yet by this version of ctr: %w", what, errdefs.ErrNotImplemented)
+		return fmt.Errorf("%s is not supported yet by this version of ctr", what)
 	}
 }
 
@@ -139,11 +138,11 @@ func labelArgs(args []string) map[string]string {
 // needArgs is an error that names the first missing argument.
 func needArgs(cmd *cli.Command, names ...string) error {
 	if n := cmd.NArg(); n < len(names) {
-		return fmt.Errorf("%s must be provided; usage: %s %s: %w", names[n], cmd.FullName(), cmd.ArgsUsage, errdefs.ErrInvalidArgument)
+		return invalid("%s must be provided; usage: %s %s", names[n], cmd.FullName(), cmd.ArgsUsage)
 	}
 	for i, name := range names {
 		if cmd.Args().Get(i) == "" {
-			return fmt.Errorf("%s must not be empty: %w", name, errdefs.ErrInvalidArgument)
+			return invalid("%s must not be empty", name)
 		}
 	}
 	return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"berth/cmd/ctr/output"
 	"berth/internal/mount"
@@ -117,14 +116,6 @@ func unmountImageAction(ctx context.Context, cmd *cli.Command, s *session) error
 	}
 	output.Line("%s", target)
 	return nil
-}
-
-// expiry is the label of a lease that ends after d, none for 0.
-func expiry(d time.Duration) map[string]string {
-	if d <= 0 {
-		return nil
-	}
-	return map[string]string{"containerd.io/gc.expire": time.Now().Add(d).Format(time.RFC3339)}
 }
 
 // chooseSnapshotter is the flag's, or the namespace's.

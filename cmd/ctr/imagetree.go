@@ -33,6 +33,9 @@ func inspectImageAction(ctx context.Context, cmd *cli.Command, s *session) error
 	defer out.Flush()
 	fmt.Fprintln(out, resp.Image.Name)
 	fmt.Fprintf(out, "│    Created: %s\n│    Updated: %s\n", resp.Image.CreatedAt.AsTime(), resp.Image.UpdatedAt.AsTime())
+	for _, key := range slices.Sorted(maps.Keys(resp.Image.Labels)) {
+		fmt.Fprintf(out, "│    Label %q: %q\n", key, resp.Image.Labels[key])
+	}
 	t := treePrinter{w: out, s: s, verbose: cmd.Bool("content")}
 	return t.print(ctx, wire.DescriptorFromProto(resp.Image.Target), "└── ", "    ", 0)
 }

@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -35,6 +36,15 @@ type withStatus struct {
 }
 
 func (e withStatus) Unwrap() error { return e.error }
+
+// usage is an error in what was typed. Its kind is errdefs.ErrInvalidArgument,
+// which is not printed: the sentence says it.
+type usage string
+
+func (u usage) Error() string { return string(u) }
+func (u usage) Unwrap() error { return errdefs.ErrInvalidArgument }
+
+func invalid(format string, args ...any) error { return usage(fmt.Sprintf(format, args...)) }
 
 func main() {
 	// gRPC reports a connection that fails on stderr, in words of its own; the

@@ -3,8 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"strings"
+
+	"berth/internal/version"
 
 	"github.com/urfave/cli/v3"
 )
@@ -13,11 +14,11 @@ import (
 func rootCommand() *cli.Command {
 	cli.HelpFlag = &cli.BoolFlag{Name: "help", Aliases: []string{"h"}, Usage: "Show help", HideDefault: true, Local: true}
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "Print the version", HideDefault: true, Local: true}
-	cli.VersionPrinter = func(cmd *cli.Command) { fmt.Fprintln(cmd.Root().Writer, "ctr", "berth", cmd.Version) }
+	cli.VersionPrinter = func(cmd *cli.Command) { fmt.Fprintln(cmd.Root().Writer, "ctr", version.Name, cmd.Version) }
 	root := &cli.Command{
 		Name:    "ctr",
 		Usage:   "the command line of Berth, a container runtime daemon",
-		Version: version(),
+		Version: version.Version,
 		Description: "ctr manages images, containers and tasks through the containerd API.\n\n" +
 			"Examples:\n" +
 			"  ctr images pull docker.io/library/alpine:latest\n" +
@@ -36,10 +37,26 @@ func rootCommand() *cli.Command {
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main does that
 		Commands: []*cli.Command{
+			pluginsCommand(),
+			versionCommand(),
 			containersCommand(),
+			contentCommand(),
+			eventsCommand(),
 			imagesCommand(),
+			leasesCommand(),
+			namespacesCommand(),
+			pprofCommand(),
 			runCommand(),
+			snapshotsCommand(),
 			tasksCommand(),
+			installCommand(),
+			ociCommand(),
+			sandboxesCommand(),
+			infoCommand(),
+			deprecationsCommand(),
+			shimCommand(),
+			completionCommand(),
+			completeCommand(),
 		},
 	}
 	prepare(root)
@@ -144,12 +161,4 @@ func distance(a, b string) int {
 		before, last, row = last, row, before
 	}
 	return last[len(b)]
-}
-
-// version is that of the build.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "dev"
 }

@@ -45,7 +45,7 @@ func connect(ctx context.Context, cmd *cli.Command) (context.Context, *session, 
 		return nil, nil, nil, err
 	}
 	s := &session{ClientConn: conn, namespace: cmd.String("namespace")}
-	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", s.namespace)
+	ctx = withNamespace(ctx, s.namespace)
 	cancel := context.CancelFunc(func() {})
 	if limit := cmd.Duration("timeout"); limit > 0 {
 		ctx, cancel = context.WithTimeout(ctx, limit)
@@ -63,6 +63,11 @@ func withSession(fn func(ctx context.Context, cmd *cli.Command, s *session) erro
 		defer end()
 		return fn(ctx, cmd, s)
 	}
+}
+
+// withNamespace makes calls happen in a namespace.
+func withNamespace(ctx context.Context, name string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", name)
 }
 
 // withLease makes calls belong to a lease.

@@ -17,11 +17,6 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// invalid is an error of kind invalid argument.
-func invalid(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
-}
-
 // specFromFile reads a whole OCI spec.
 func specFromFile(path string) (*specs.Spec, error) {
 	b, err := os.ReadFile(path)

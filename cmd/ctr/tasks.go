@@ -433,5 +433,3 @@ func psAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return fmt.Sprintf("%d\t%s", p.PID, p.Info)
 	})
 }
-
-func metricsAction(ctx context.Context, cmd *cli.Command, s *session) error { return nil }

@@ -334,21 +334,20 @@ func TestCollectSurvivesBackends(t *testing.T) {
 }
 
 func TestScheduler(t *testing.T) {
-	run := func(name string, opts GCOptions, do func(s *scheduler, runs *int)) {
+	run := func(name string, opts GCOptions, do func(s *scheduler, runs *atomic.Int64)) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				runs := 0
-				s := newScheduler(opts, time.Now, func() bool { runs++; time.Sleep(10 * time.Millisecond); return true })
+				var runs atomic.Int64
+				s := newScheduler(opts, time.Now, func() bool { runs.Add(1); time.Sleep(10 * time.Millisecond); return true })
 				defer s.close()
 				s.start()
 				time.Sleep(opts.StartupDelay)
 				synctest.Wait()
 				time.Sleep(time.Second)
 				synctest.Wait()
-				if runs != 1 {
-					t.Fatalf("%d collections after the start", runs)
+				if n := runs.Swap(0); n != 1 {
+					t.Fatalf("%d collections after the start", n)
 				}
-				runs = 0
 				do(s, &runs)
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -358,38 +357,38 @@ func TestScheduler(t *testing.T) {
 			})
 		})
 	}
-	after := func(t *testing.T, d time.Duration, runs *int, want int) {
+	after := func(t *testing.T, d time.Duration, runs *atomic.Int64, want int64) {
 		t.Helper()
 		time.Sleep(d)
 		synctest.Wait()
-		if *runs != want {
-			t.Errorf("%d collections after %v, want %d", *runs, d, want)
+		if n := runs.Load(); n != want {
+			t.Errorf("%d collections after %v, want %d", n, d, want)
 		}
 	}
 	opts := DefaultGC()
-	run("idle", opts, func(s *scheduler, runs *int) { after(t, time.Hour, runs, 0) })
-	run("a deletion", opts, func(s *scheduler, runs *int) { s.mutated(true); after(t, time.Second, runs, 1) })
-	run("few mutations", opts, func(s *scheduler, runs *int) { s.mutated(false); after(t, time.Hour, runs, 0) })
-	run("many mutations", opts, func(s *scheduler, runs *int) {
+	run("idle", opts, func(s *scheduler, runs *atomic.Int64) { after(t, time.Hour, runs, 0) })
+	run("a deletion", opts, func(s *scheduler, runs *atomic.Int64) { s.mutated(true); after(t, time.Second, runs, 1) })
+	run("few mutations", opts, func(s *scheduler, runs *atomic.Int64) { s.mutated(false); after(t, time.Hour, runs, 0) })
+	run("many mutations", opts, func(s *scheduler, runs *atomic.Int64) {
 		for range opts.MutationThreshold {
 			s.mutated(false)
 		}
 		after(t, time.Second, runs, 1)
 	})
-	run("pause threshold", opts, func(s *scheduler, runs *int) {
+	run("pause threshold", opts, func(s *scheduler, runs *atomic.Int64) {
 		for range 100 { // 10 s with a deletion every 100 ms; 10 ms at 2 % are one in 500 ms
 			s.mutated(true)
 			time.Sleep(100 * time.Millisecond)
 		}
 		synctest.Wait()
-		if *runs < 15 || *runs > 21 {
-			t.Errorf("%d collections in 10 s", *runs)
+		if n := runs.Load(); n < 15 || n > 21 {
+			t.Errorf("%d collections in 10 s", n)
 		}
 		time.Sleep(time.Second) // the last deletion's
-		after(t, time.Minute, runs, *runs)
+		after(t, time.Minute, runs, runs.Load())
 	})
 	opts.DeletionThreshold, opts.ScheduleDelay = 3, 20*time.Millisecond
-	run("deletion threshold", opts, func(s *scheduler, runs *int) {
+	run("deletion threshold", opts, func(s *scheduler, runs *atomic.Int64) {
 		s.mutated(true)
 		after(t, time.Second, runs, 1)
 		s.mutated(true)
@@ -398,7 +397,7 @@ func TestScheduler(t *testing.T) {
 		after(t, 19*time.Millisecond, runs, 1)
 		after(t, 15*time.Millisecond, runs, 2)
 	})
-	run("expiry", DefaultGC(), func(s *scheduler, runs *int) {
+	run("expiry", DefaultGC(), func(s *scheduler, runs *atomic.Int64) {
 		s.expireAt(time.Now().Add(time.Hour))
 		s.expireAt(time.Now().Add(30 * time.Minute))
 		after(t, 29*time.Minute, runs, 0)

@@ -44,6 +44,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/par"
 	"berth/internal/snapshot"
 
 	"github.com/containerd/errdefs"
@@ -86,7 +87,7 @@ type DB struct {
 
 	writers writers
 	claims  claims
-	locks   locks
+	locks   par.Locks[string] // of snapshots, by snapshotter, namespace and key
 	numbers numbers
 	sched   *scheduler
 	backup  backups

@@ -338,7 +338,7 @@ func openBytes(t testing.TB, b []byte) {
 func TestDamagedFilesOpen(t *testing.T) {
 	whole := sample(t)
 	random := rand.New(rand.NewPCG(1, 2))
-	for i := range 150 {
+	for i := range 60 {
 		b := bytes.Clone(whole)
 		switch i % 3 {
 		case 0: // flipped bits, more of them in headers
@@ -382,4 +382,15 @@ func FuzzOpen(f *testing.F) {
 		copy(b[int(at)%len(b):], patch)
 		openBytes(t, b[:int(size)%(len(b)+1)])
 	})
+}
+
+func BenchmarkOpen10000(b *testing.B) {
+	f := newFixture(b)
+	f.fill(b, "ns", 10000)
+	for b.Loop() {
+		b.StopTimer()
+		f.close(b)
+		b.StartTimer()
+		f.open(b)
+	}
 }

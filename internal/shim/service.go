@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"syscall"
+	"time"
 
 	"berth/internal/object"
 	"berth/internal/ociruntime"
@@ -125,6 +126,7 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 	p.openInput()
 	s.publish(event{topic: "/tasks/start", body: &events.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
+	time.AfterFunc(idleAfter, keepSmall)
 	return p.pid, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // CreateOptions is what a task needs beyond its container's record.
@@ -147,7 +148,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 		if orderly {
 			m.retire(ctx, s, t.key)
 		} else {
-			s.kill()
+			s.kill(t.bundle)
 		}
 	}
 	if !orderly {
@@ -280,7 +281,7 @@ func (m *Manager) endStray(t *task, address string) {
 	var who taskapi.ConnectResponse
 	err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Connect", &taskapi.ConnectRequest{ID: t.id}, &who)
 	if err == nil {
-		err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &taskapi.ConnectResponse{})
+		err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &emptypb.Empty{})
 	}
 	select {
 	case <-c.Done():
@@ -393,15 +394,25 @@ func (m *Manager) awaitLeaving(ctx context.Context, address string) error {
 	}
 }
 
-// retire tells a shim without tasks to end, and sees to it that it does. One
-// that answers but stays (it holds a sandbox) is kept for further tasks.
+// retire tells a shim without tasks to end, and sees to it that it does.
 func (m *Manager) retire(ctx context.Context, s *shim, k key) {
-	call, cancel := context.WithTimeout(ctx, shutdownTimeout)
-	err := s.call(call, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &taskapi.ConnectResponse{})
-	cancel()
+	m.seeOff(s, k, m.shutdown(ctx, s, k))
+}
+
+// shutdown tells a shim to end.
+func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
+	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	err := s.call(ctx, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &emptypb.Empty{})
 	if err == nil {
 		s.hangUp() // it need not wait for us to have read its answer
 	}
+	return err
+}
+
+// seeOff waits for the end of a shim that was told to end. One that answered but
+// stays (it holds a sandbox) is kept for further tasks; one that did not is killed.
+func (m *Manager) seeOff(s *shim, k key, refused error) {
 	timer := time.NewTimer(shutdownTimeout)
 	defer timer.Stop()
 	select {
@@ -414,9 +425,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	if s.isLost() {
 		return // it is ending; its watch sees to the rest
 	}
-	if err != nil {
-		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", err)
-		s.kill()
+	if refused != nil {
+		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
+		s.kill(m.bundleOf(k))
 		return
 	}
 	m.mu.Lock()

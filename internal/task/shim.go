@@ -312,14 +312,17 @@ func (s *shim) sleep(pause time.Duration, early <-chan struct{}) bool {
 	return true
 }
 
-// kill ends the shim's process, if it is known.
-func (s *shim) kill() {
+// kill ends the shim's process. When its PID is not known, as with one that never
+// answered, it is found by the bundle, in which it works.
+func (s *shim) kill(b bundle) {
 	s.mu.Lock()
 	p := s.process
 	s.mu.Unlock()
 	if p != nil {
 		p.kill()
+		return
 	}
+	b.killShims()
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.

@@ -303,6 +303,9 @@ func (s *shim) refuse(reason error) {
 	if s.refusal == nil && !errors.Is(reason, net.ErrClosed) {
 		s.refusal = reason
 	}
+	p := s.process
 	s.mu.Unlock()
-	s.kill()
+	if p != nil {
+		p.kill()
+	}
 }

@@ -18,17 +18,28 @@ import (
 )
 
 // Style is how a table's columns are spaced.
-type Style struct{ minWidth, tabWidth, padding int }
+type Style uint8
 
-// The two styles of containerd's ctr.
-var (
-	Wide   = Style{4, 8, 4}
-	Narrow = Style{1, 8, 1}
+// The styles of containerd's ctr: columns four spaces apart (Wide with a least
+// width of four), one space apart, and padded with tabs.
+const (
+	Wide Style = iota
+	Spaced
+	Narrow
+	Tabbed
 )
 
 // Table starts a table on w; Flush it.
 func (s Style) Table(w io.Writer) *tabwriter.Writer {
-	return tabwriter.NewWriter(w, s.minWidth, s.tabWidth, s.padding, ' ', 0)
+	switch s {
+	case Wide:
+		return tabwriter.NewWriter(w, 4, 8, 4, ' ', 0)
+	case Spaced:
+		return tabwriter.NewWriter(w, 1, 8, 4, ' ', 0)
+	case Tabbed:
+		return tabwriter.NewWriter(w, 1, 8, 1, '\t', 0)
+	}
+	return tabwriter.NewWriter(w, 1, 8, 1, ' ', 0)
 }
 
 // List prints rows in a format: "" or table (header and row, cells ended by
