@@ -197,7 +197,7 @@ func (pio *processIO) finish() {
 	pio.close(true)
 }
 
-// foreground forwards signals to p until it has exited. Before release is called
+// foreground forwards signals to p until it has exited. Before started is called
 // an interrupt ends ctx instead.
 type foreground struct {
 	signals chan os.Signal
@@ -209,6 +209,7 @@ func interruptible(ctx context.Context) (context.Context, *foreground, context.C
 	ctx, cancel := context.WithCancelCause(ctx)
 	f := &foreground{signals: make(chan os.Signal, 128), ready: make(chan struct{})}
 	signal.Notify(f.signals)
+	stopped := make(chan struct{})
 	go func() {
 		for {
 			select {
@@ -219,15 +220,17 @@ func interruptible(ctx context.Context) (context.Context, *foreground, context.C
 				}
 			case <-f.ready:
 				return
+			case <-stopped:
+				return
 			}
 		}
 	}()
-	return ctx, f, func() { signal.Stop(f.signals); cancel(context.Canceled) }
+	return ctx, f, func() { signal.Stop(f.signals); close(stopped); cancel(context.Canceled) }
 }
 
 // started hands signals to p from now on.
 func (f *foreground) started(ctx context.Context, p process, con console.Console) {
-	f.ready <- struct{}{}
+	close(f.ready)
 	go func() {
 		for sig := range f.signals {
 			s := sig.(syscall.Signal)
