@@ -100,7 +100,7 @@ var linkNever = map[string][]string{
 // wireAllowed may import the generated API.
 var wireAllowed = []string{
 	"internal/grpcapi", "internal/shim", "internal/task", "internal/remote", "internal/events", "internal/wire",
-	"internal/daemon", "cmd/ctr", "cmd/containerd", "test",
+	"internal/daemon", "cmd/ctr", "cmd/containerd", "test", "bench",
 }
 
 type pkg struct {
