@@ -44,6 +44,7 @@ func warm() {
 			_ = proto.Unmarshal(raw, m)
 		}
 	}
+
 }
 
 // Memory. While a container is made and started, garbage is left lying: collecting
