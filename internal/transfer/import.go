@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"berth/internal/archive"
 	"berth/internal/content"
@@ -26,6 +27,8 @@ type ImportOptions struct {
 	MediaType string
 	// ForceCompress compresses uncompressed layers of a docker-save archive.
 	ForceCompress bool
+	// DiscardLayers lets the collector have the layers once they are unpacked.
+	DiscardLayers bool
 }
 
 // Import reads an OCI layout or docker-save archive, unpacks its images, and
@@ -143,7 +146,7 @@ func (i *importer) dockerImage(ctx context.Context, a *archiveContents, img arch
 		return nil, err
 	}
 	desc := ispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(doc), Size: int64(len(doc))}
-	if err := i.writeBytes(ctx, desc, doc, image.ChildLabels(append([]ispec.Descriptor{config}, m.Layers...))); err != nil {
+	if err := i.writeBytes(ctx, desc, doc, i.childLabels(append([]ispec.Descriptor{config}, m.Layers...))); err != nil {
 		return nil, err
 	}
 	if cfg.OS != "" || cfg.Architecture != "" {
@@ -230,6 +233,14 @@ func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.
 	return out, err
 }
 
+// childLabels keep those children that are to stay.
+func (i *importer) childLabels(children []ispec.Descriptor) map[string]string {
+	if i.opts.DiscardLayers {
+		children = slices.DeleteFunc(slices.Clone(children), func(d ispec.Descriptor) bool { return image.IsLayer(d.MediaType) })
+	}
+	return image.ChildLabels(children)
+}
+
 // images labels what the archive's index leads to and unpacks what is wanted.
 func (i *importer) images(ctx context.Context, target ispec.Descriptor, idx ispec.Index) error {
 	wanted := 0
@@ -270,7 +281,7 @@ func (i *importer) image(ctx context.Context, desc ispec.Descriptor, depth int) 
 	if err != nil {
 		return 0, err
 	}
-	if err := i.addLabels(ctx, desc.Digest, image.ChildLabels(children)); err != nil {
+	if err := i.addLabels(ctx, desc.Digest, i.childLabels(children)); err != nil {
 		return 0, err
 	}
 	if image.IsManifest(desc.MediaType) {
