@@ -102,6 +102,7 @@ type applier struct {
 	// when there was nothing else in the tree to begin with.
 	own    map[string]struct{}
 	times  []dirTime
+	kept   int            // bytes of paths in own, times and made
 	made   []string       // implied directories, in order
 	madeAt map[string]int // index in made; made[i] is "" when an entry came after all
 }
@@ -179,7 +180,9 @@ func (a *applier) entry(ctx context.Context, e *entry) error {
 		return fmt.Errorf("type %q is unknown: %w", e.typ, errdefs.ErrInvalidArgument)
 	}
 	if err == nil && a.own != nil {
-		a.own[join(top.path, base)] = struct{}{}
+		p := join(top.path, base)
+		a.own[p] = struct{}{}
+		err = a.remember(p)
 	}
 	return err
 }
@@ -270,6 +273,9 @@ func (a *applier) copy(ctx context.Context, w *writer, n int64) error {
 			return err
 		}
 	}
+	if w.at-w.flushed >= flushEnd {
+		w.flush()
+	}
 	return nil
 }
 
@@ -281,8 +287,13 @@ type writer struct {
 	flushed int64
 }
 
-// flushEvery is how much of a file is dirty before it is sent on its way.
-const flushEvery = 8 << 20
+const (
+	// flushEvery is how much of a file is dirty before it is sent on its way,
+	flushEvery = 8 << 20
+	// flushEnd how much of its end is worth a system call. What is smaller is
+	// left to the kernel: a write per small file costs more than the barrier.
+	flushEnd = 1 << 20
+)
 
 func (w *writer) write(b []byte) error {
 	for len(b) > 0 {
@@ -297,11 +308,16 @@ func (w *writer) write(b []byte) error {
 		b = b[n:]
 	}
 	if w.at-w.flushed >= flushEvery {
-		// A hint: where it fails, the barrier has more to do.
-		_ = unix.SyncFileRange(w.fd, w.flushed, w.at-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
-		w.flushed = w.at
+		w.flush()
 	}
 	return nil
+}
+
+// flush starts the writing of what was added since the last time. It is a hint:
+// where it fails, the barrier has more to do.
+func (w *writer) flush() {
+	_ = unix.SyncFileRange(w.fd, w.flushed, w.at-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
+	w.flushed = w.at
 }
 
 func (a *applier) directory(top *frame, base string, e *entry) error {
@@ -319,8 +335,19 @@ func (a *applier) directory(top *frame, base string, e *entry) error {
 	if err != nil {
 		return err
 	}
+	if err := a.remember(p); err != nil {
+		return err
+	}
 	a.times = append(a.times, dirTime{p, times(e)})
 	return a.attributes(t, e, have)
+}
+
+// remember accounts for a path that is kept until the end.
+func (a *applier) remember(p string) error {
+	if a.kept += len(p) + 48; a.kept > maxKept {
+		return fmt.Errorf("the paths of the archive's directories take more than %d bytes: %w", maxKept, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // mergeDirectory is for a directory whose name is taken. An existing directory
@@ -449,6 +476,9 @@ func (a *applier) implied(top *frame, name string) (fd int, err error) {
 		return -1, err
 	}
 	p := join(top.path, name)
+	if err := a.remember(p); err != nil {
+		return -1, err
+	}
 	if a.madeAt == nil {
 		a.madeAt = map[string]int{}
 	}

@@ -46,7 +46,9 @@ func (a *applier) attributes(t target, e *entry, have state) error {
 		if err := t.chown(int(uid), int(gid)); err != nil {
 			return fmt.Errorf("change owner to %d:%d: %w", uid, gid, err)
 		}
-		have.mode &^= unix.S_ISUID | unix.S_ISGID
+		if have.mode&(unix.S_ISUID|unix.S_ISGID) != 0 && e.typ != typeDir {
+			have.mode = unknownMode
+		}
 	}
 	for _, x := range e.xattrs {
 		if err := a.xattr(t, e, x); err != nil {

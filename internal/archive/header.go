@@ -14,12 +14,13 @@ import (
 
 // Limits of what an archive may ask for. Real layers stay far below.
 const (
-	maxName     = 4096    // bytes in a path, the kernel's PATH_MAX
-	maxDepth    = 512     // directories in a path: each costs a file descriptor
-	maxSpecial  = 1 << 20 // bytes in a PAX header or a GNU long name
-	maxExtents  = 1 << 20 // pieces of a sparse file
-	maxEntries  = 8 << 20 // entries of an archive
-	maxFileSize = 1 << 50 // apparent size of a sparse file
+	maxName     = 4096      // bytes in a path, the kernel's PATH_MAX
+	maxDepth    = 512       // directories in a path: each costs a file descriptor
+	maxSpecial  = 1 << 20   // bytes in a PAX header or a GNU long name
+	maxExtents  = 1 << 20   // pieces of a sparse file
+	maxEntries  = 8 << 20   // entries of an archive
+	maxKept     = 256 << 20 // bytes of paths that must be remembered to the end
+	maxFileSize = 1 << 50   // apparent size of a sparse file
 )
 
 const gnuMagic = "ustar  \x00"
@@ -80,8 +81,12 @@ var errHeader = fmt.Errorf("malformed tar header: %w", errdefs.ErrInvalidArgumen
 // next goes to the next entry, which is valid until the call after. io.EOF at
 // the end of the archive.
 func (r *reader) next() (*entry, error) {
-	if err := r.s.skip(r.left + r.pad); err != nil {
+	if err := r.s.skip(r.left); err != nil {
 		return nil, truncated(err)
+	}
+	// An archive that just stops may lack the padding of its last entry too.
+	if err := r.s.skip(r.pad); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
 	}
 	r.left, r.pad = 0, 0
 	r.e = entry{xattrs: r.e.xattrs[:0], extents: r.e.extents[:0]}

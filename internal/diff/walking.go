@@ -63,10 +63,10 @@ func (w *Walking) Unpack(ctx context.Context, mediaType string, r io.Reader, mou
 			return err
 		}
 		un.Implied = applied.Implied
-		if apart || len(p.lowers) == 0 {
+		if apart || len(p.lowers) == 0 || len(applied.Implied) == 0 {
 			return nil
 		}
-		return withTree(ctx, lowerMounts(p.lowers), func(parents string) error {
+		return withTree(ctx, p.below(), func(parents string) error {
 			return archive.Inherit(p.root, parents, applied.Implied)
 		})
 	})
@@ -193,11 +193,16 @@ func isEmpty(dir string) bool {
 	return err == io.EOF
 }
 
-func lowerMounts(lowers []string) []object.Mount {
-	if len(lowers) == 1 {
-		return []object.Mount{{Type: "bind", Source: lowers[0], Options: []string{"rbind", "ro"}}}
+// below is what the lower directories show.
+func (p place) below() []object.Mount {
+	if len(p.lowers) == 1 {
+		return []object.Mount{{Type: "bind", Source: p.lowers[0], Options: []string{"rbind", "ro"}}}
 	}
-	return []object.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(lowers, ":")}}}
+	options := []string{"lowerdir=" + strings.Join(p.lowers, ":")}
+	if p.whiteouts == archive.OverlayUser {
+		options = append(options, "userxattr")
+	}
+	return []object.Mount{{Type: "overlay", Source: "overlay", Options: options}}
 }
 
 // withTree calls fn with a directory that shows mounts, to be read only.

@@ -41,6 +41,10 @@ func (s *eventService) Subscribe(req *api.SubscribeRequest, stream api.Events_Su
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	queue, failed := s.exchange.Subscribe(ctx, req.Filters...)
+	// Headers tell the client that it misses nothing from now on.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for queue != nil {
 		select {
 		case e, ok := <-queue:

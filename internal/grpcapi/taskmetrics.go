@@ -12,6 +12,7 @@ import (
 
 	api "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
 )
 
 const (
@@ -61,12 +62,15 @@ func (s *tasks) Metrics(ctx context.Context, req *api.MetricsRequest) (*api.Metr
 	return &api.MetricsResponse{Metrics: slices.DeleteFunc(metrics, func(m *types.Metric) bool { return m == nil })}, nil
 }
 
-// metric of a task, nil when its shim has none to give.
+// metric of a task, nil when its shim has none to give; the log says why.
 func (s *tasks) metric(ctx context.Context, namespace, id string) *types.Metric {
 	ctx, cancel := context.WithTimeout(ctx, metricsTimeout)
 	defer cancel()
 	data, at, err := s.manager.Stats(ctx, namespace, id)
 	if err != nil {
+		if !errdefs.IsNotFound(err) { // one that has just ended
+			s.log.Warn("metrics of a task are left out", "namespace", namespace, "id", id, "error", err)
+		}
 		return nil
 	}
 	return &types.Metric{Timestamp: wire.TimeToProto(at), ID: id, Data: wire.AnyToProto(&data)}

@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"berth/internal/meta"
 	"berth/internal/object"
@@ -20,6 +21,7 @@ type tasks struct {
 	api.UnimplementedTasksServer
 	db      *meta.DB
 	manager *task.Manager
+	log     *slog.Logger
 }
 
 func (s *tasks) Create(ctx context.Context, req *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {

@@ -168,11 +168,15 @@ func writeCleanMark(path string, tx uint64) error {
 	})
 }
 
-// isClean tells whether the last shutdown of the database that is at
-// transaction tx was clean.
-func isClean(path string, tx uint64) bool {
+// cleanMark returns the last transaction before the last clean shutdown, 0
+// when there was none.
+func cleanMark(path string) uint64 {
 	b, err := os.ReadFile(path + cleanSuffix)
-	return err == nil && strings.TrimSpace(string(b)) == strconv.FormatUint(tx, 10)
+	if err != nil {
+		return 0
+	}
+	tx, _ := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return tx
 }
 
 // writeAtomically replaces a file by one that fn writes. After a crash there

@@ -2,7 +2,6 @@ package meta
 
 import (
 	"context"
-	"slices"
 	"sync"
 )
 
@@ -67,49 +66,4 @@ func (c *claims) pardon(key string) {
 	defer c.mu.Unlock()
 	close(c.doomed[key])
 	delete(c.doomed, key)
-}
-
-// locks are mutexes with names, for objects whose change takes a call to a
-// backend. A name costs nothing while nobody locks it.
-type locks struct {
-	mu    sync.Mutex
-	named map[string]chan struct{} // closed on unlock
-}
-
-// lock takes the names, in their order, so that two callers cannot wait for
-// each other. It gives up with ctx.
-func (l *locks) lock(ctx context.Context, names ...string) (unlock func(), err error) {
-	slices.Sort(names)
-	names = slices.Compact(names)
-	taken := 0
-	unlock = func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for _, name := range names[:taken] {
-			close(l.named[name])
-			delete(l.named, name)
-		}
-	}
-	for taken < len(names) {
-		name := names[taken]
-		l.mu.Lock()
-		free, busy := l.named[name]
-		if !busy {
-			if l.named == nil {
-				l.named = map[string]chan struct{}{}
-			}
-			l.named[name] = make(chan struct{})
-			l.mu.Unlock()
-			taken++
-			continue
-		}
-		l.mu.Unlock()
-		select {
-		case <-free:
-		case <-ctx.Done():
-			unlock()
-			return nil, ctx.Err()
-		}
-	}
-	return unlock, nil
 }

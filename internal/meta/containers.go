@@ -67,7 +67,7 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 	if all {
 		fieldpaths = []string{keyLabels, keySpec, keyExtensions, keyImage, "snapshotkey"}
 	}
-	if err := c.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := c.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = containerKind().in(tx, c.scope, ctr.ID); err != nil {
 			return err
 		}
@@ -174,25 +174,39 @@ func (c Containers) put(b *bolt.Bucket, ctr object.Container) error {
 	return putMap(b, keyLabels, ctr.Labels)
 }
 
+// readContainer goes through the record once: lists of thousands are read.
 func readContainer(id string, b *bolt.Bucket) (ctr object.Container, err error) {
-	ctr = object.Container{
-		ID:          id,
-		Labels:      getMap(b, keyLabels),
-		Image:       getString(b, keyImage),
-		Snapshotter: getString(b, keySnapshotter),
-		SnapshotKey: getString(b, keySnapshotKey),
-		SandboxID:   getString(b, keySandboxID),
+	ctr.ID = id
+	c := b.Cursor()
+	for k, v := c.First(); k != nil && err == nil; k, v = c.Next() {
+		switch string(k) {
+		case keyLabels:
+			ctr.Labels = getMap(b, keyLabels)
+		case keyImage:
+			ctr.Image = string(v)
+		case keySnapshotter:
+			ctr.Snapshotter = string(v)
+		case keySnapshotKey:
+			ctr.SnapshotKey = string(v)
+		case keySandboxID:
+			ctr.SandboxID = string(v)
+		case keyRuntime:
+			ctr.Runtime, err = getRuntime(b)
+		case keySpec:
+			ctr.Spec = new(object.Any)
+			err = ctr.Spec.UnmarshalBinary(v)
+		case keyExtensions:
+			ctr.Extensions, err = getExtensions(b)
+		case keyCreatedAt:
+			err = ctr.CreatedAt.UnmarshalBinary(v)
+		case keyUpdatedAt:
+			err = ctr.UpdatedAt.UnmarshalBinary(v)
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", k, err)
+		}
 	}
-	if ctr.Runtime, err = getRuntime(b); err != nil {
-		return ctr, err
-	}
-	if ctr.Spec, err = getAny(b, keySpec); err != nil {
-		return ctr, err
-	}
-	if ctr.Extensions, err = getExtensions(b); err != nil {
-		return ctr, err
-	}
-	return ctr, getTimes(b, &ctr.CreatedAt, &ctr.UpdatedAt)
+	return ctr, err
 }
 
 func containerFields(ctr *object.Container) filter.AdaptorFunc {

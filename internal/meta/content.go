@@ -51,7 +51,7 @@ func (s blobs) Update(ctx context.Context, info object.BlobInfo, fieldpaths ...s
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{keyLabels}
 	}
-	err = s.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	err = s.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = s.read(tx, info.Digest); err != nil {
 			return err
 		}

@@ -44,6 +44,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/par"
 	"berth/internal/snapshot"
 
 	"github.com/containerd/errdefs"
@@ -86,7 +87,7 @@ type DB struct {
 
 	writers writers
 	claims  claims
-	locks   locks
+	locks   par.Locks[string] // of snapshots, by snapshotter, namespace and key
 	numbers numbers
 	sched   *scheduler
 	backup  backups
@@ -185,7 +186,7 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 			return err
 		}
 	}
-	if last > 0 && !isClean(db.path, last) || report.Damage != nil {
+	if last > 0 && cleanMark(db.path) != last || report.Damage != nil {
 		db.report.Unclean = true
 		if err := db.view(ctx, func(tx *bolt.Tx) error {
 			db.report.Unreadable = unreadable(tx)

@@ -50,7 +50,8 @@ type Report struct {
 // number of its last transaction. A new or empty file is left to bolt. A
 // damaged one is replaced by what can be saved:
 //
-//   - the state before the last transaction, if that is sound: bolt keeps it;
+//   - the backup, if it is as new as the file;
+//   - or the state before the last transaction, if that is sound: bolt keeps it;
 //   - otherwise every record of the damaged file that can be read, and from the
 //     backup those that cannot.
 func rescueFile(f *os.File, path string, now time.Time) (tx uint64, r Report, err error) {
@@ -68,6 +69,9 @@ func rescueFile(f *os.File, path string, now time.Time) (tx uint64, r Report, er
 	} else {
 		m, err := verifyMapped(data)
 		if err == nil {
+			err = missesLast(data, m, path)
+		}
+		if err == nil {
 			return m.tx, r, nil
 		}
 		r.Damage = err
@@ -76,6 +80,16 @@ func rescueFile(f *os.File, path string, now time.Time) (tx uint64, r Report, er
 		r.Damage = damaged("the file is empty")
 	}
 	return 0, r, rebuildFile(data, path, now, &r)
+}
+
+// missesLast tells whether the meta page of the last transaction was damaged
+// after a clean shutdown: bolt would quietly go back to the one before. After a
+// crash it may be half written, and nobody was told that it had succeeded.
+func missesLast(data []byte, m boltMeta, path string) error {
+	if cleanMark(path) == m.tx+1 && len(readMetas(data)) == 1 {
+		return damaged("the last transaction, %d, is missing", m.tx+1)
+	}
+	return nil
 }
 
 // verifyMapped is verifyNewest with faults as errors.
@@ -103,26 +117,36 @@ func rebuildFile(data []byte, path string, now time.Time, r *Report) error {
 // rebuild writes a sound bolt file to f.
 func rebuild(data []byte, f *os.File, path string, r *Report) error {
 	metas := readMetas(data)
-	if len(metas) == 2 {
-		previous := metas[1]
-		if err := verifyPrevious(data, previous); err == nil {
-			r.Source = "the state before the last transaction"
-			return copyWithout(data, metas[0], f)
-		}
-	}
-	backup, made, err := readBackup(path)
+	backup, made, berr := readBackup(path)
 	switch {
-	case err == nil:
+	case berr == nil && (len(metas) == 0 || readMetas(backup)[0].tx >= metas[0].tx):
+		r.BackupTime = made
+		r.Source = "the backup, which has all that the file had"
+		if len(metas) == 0 {
+			r.Source = "the backup"
+		}
+		_, err := f.Write(backup)
+		return err
+	case len(metas) == 2 && verifyPrevious(data, metas[1]) == nil:
+		r.Source = "the state before the last transaction"
+		return copyWithout(data, metas[0], f)
+	case berr == nil:
 		r.BackupTime = made
 		r.Source = "the records that could still be read, and the backup"
 		if _, err := f.Write(backup); err != nil {
 			return err
 		}
-	case errdefs.IsNotFound(err):
+	case errdefs.IsNotFound(berr):
 		r.Source = "the records that could still be read; there is no backup"
 	default:
-		r.Source = fmt.Sprintf("the records that could still be read; the backup cannot be used: %v", err)
+		r.Source = fmt.Sprintf("the records that could still be read; the backup cannot be used: %v", berr)
 	}
+	return salvageInto(f, data, metas, r)
+}
+
+// salvageInto adds the records that can be read to f, which is empty or has the
+// backup.
+func salvageInto(f *os.File, data []byte, metas []boltMeta, r *Report) error {
 	to, err := bolt.Open(f.Name(), 0o600, &bolt.Options{NoFreelistSync: true})
 	if err != nil {
 		return err

@@ -64,7 +64,7 @@ func (s Sandboxes) Update(ctx context.Context, sb object.Sandbox, fieldpaths ...
 	if all {
 		fieldpaths = []string{keyLabels, keyExtensions, keySpec, keyRuntime}
 	}
-	if err := s.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := s.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = sandboxKind().in(tx, s.scope, sb.ID); err != nil {
 			return err
 		}

@@ -42,7 +42,8 @@ func (db *DB) update(ctx context.Context, fn func(*bolt.Tx) error) error {
 	return db.write(ctx, fn, false)
 }
 
-// updateRemoving is update for a change that may leave garbage.
+// updateRemoving is update for a change that is likely to leave garbage: it
+// causes a collection soon. Others only count.
 func (db *DB) updateRemoving(ctx context.Context, fn func(*bolt.Tx) error) error {
 	return db.write(ctx, fn, true)
 }

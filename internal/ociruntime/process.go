@@ -210,7 +210,7 @@ func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 		lp.AdditionalGroups = append(lp.AdditionalGroups, int(gid))
 	}
 	for _, r := range p.Rlimits {
-		kind, err := rlimitKind(r.Type)
+		kind, err := Rlimit(r.Type)
 		if err != nil {
 			return nil, err
 		}
@@ -224,8 +224,9 @@ func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 	return lp, nil
 }
 
-// rlimitKind is the number of a limit of POSIX or Linux by its name.
-func rlimitKind(name string) (int, error) {
+// Rlimit is the number of a resource limit by its name, such as RLIMIT_NOFILE
+// (setrlimit(2)); errdefs.ErrInvalidArgument when there is none of the name.
+func Rlimit(name string) (int, error) {
 	switch name {
 	case "RLIMIT_CPU":
 		return unix.RLIMIT_CPU, nil

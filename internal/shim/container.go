@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 
+	"berth/internal/cgroup"
 	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
@@ -29,6 +31,8 @@ type container struct {
 	options *options.Options
 	init    *process
 	oci     ociruntime.Container
+	group   cgroup.Group
+	oom     *cgroup.OOM // nil when memory is not counted
 	// mounted: the root filesystem is ours to unmount.
 	mounted bool
 	// ownPIDs: the kernel ends all processes with the init.
@@ -56,6 +60,11 @@ func (c *container) stdioOptions() stdio.Options {
 
 // create makes the container with its init process. A failure leaves nothing.
 func (c *container) create(ctx context.Context, req createRequest) (err error) {
+	if path := req.options.GetShimCgroup(); path != "" {
+		if err := cgroup.Join(path, os.Getpid()); err != nil {
+			return fmt.Errorf("put the shim into the cgroup that the options name: %w", err)
+		}
+	}
 	spec, changed, err := loadSpec(req.bundle, c.service.log)
 	if err != nil {
 		return err
@@ -111,8 +120,21 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 		_, _ = c.oci.Init().Collect()
 		return errors.Join(err, c.oci.Delete(ctx))
 	}
+	c.watch()
 	c.service.reaper.Register(c.oci.Init(), c.init.collected)
 	return nil
+}
+
+// watch finds the container's control group and watches its memory. A host that
+// has no control groups runs containers all the same.
+func (c *container) watch() {
+	var err error
+	if c.group, err = cgroup.Of(c.oci.Init().PID()); err == nil {
+		c.oom, err = c.group.WatchOOM(func() { c.service.publish(oomEvent(c.id)) })
+	}
+	if err != nil {
+		c.service.log.Warn("being out of memory will not be noticed", "container", c.id, "error", err)
+	}
 }
 
 // unmount undoes the mount of the root filesystem.
@@ -124,6 +146,15 @@ func (c *container) unmount() {
 		c.service.log.Error("the root filesystem cannot be unmounted", "container", c.id, "error", err)
 	}
 	c.mounted = false
+}
+
+// unwatch ends the watch of the control group.
+func (c *container) unwatch() {
+	if c.oom != nil {
+		if err := c.oom.Close(); err != nil {
+			c.service.log.Warn("the watch for memory does not end", "container", c.id, "error", err)
+		}
+	}
 }
 
 // process finds the init (empty ID) or an exec.
@@ -144,9 +175,12 @@ func (c *container) beforeExit(p *process) {
 	if p.isExec() {
 		return
 	}
+	if c.oom != nil {
+		c.oom.Flush()
+	}
 	if !c.ownPIDs {
 		// Without its init a container is not one: what it left ends, too.
-		if err := c.oci.KillAll(c.service.ctx); err != nil {
+		if err := c.service.hold(func() error { return c.oci.KillAll(c.service.ctx) }); err != nil {
 			c.service.log.Error("what the container left behind cannot be killed", "container", c.id, "error", err)
 		}
 	}
@@ -156,7 +190,7 @@ func (c *container) beforeExit(p *process) {
 const maxSpec = 16 << 20
 
 // loadSpec reads a bundle's config.json and adapts it to what this host allows.
-func loadSpec(bundle string, log logger) (_ *specs.Spec, changed bool, err error) {
+func loadSpec(bundle string, log *slog.Logger) (_ *specs.Spec, changed bool, err error) {
 	path := filepath.Join(bundle, "config.json")
 	f, err := os.Open(path)
 	if err != nil {

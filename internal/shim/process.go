@@ -134,6 +134,14 @@ func (p *process) attach(oci ociruntime.Process, streams *stdio.Streams) error {
 	return nil
 }
 
+// openInput lets the process read what its client writes. That it cannot is no
+// reason to end a process that runs.
+func (p *process) openInput() {
+	if err := p.withStreams((*stdio.Streams).Input); err != nil {
+		p.c.service.log.Warn("the process has no input", "container", p.c.id, "exec", p.execID, "error", err)
+	}
+}
+
 // drainTimeout bounds how long a delete waits for output that a left-over child
 // of the process keeps from ending.
 const drainTimeout = 10 * time.Second

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"berth/internal/object"
 	"berth/internal/ociruntime"
@@ -68,6 +68,12 @@ func (s *service) enter(id, execID string, op operation) (*process, state, error
 	return p, before, err
 }
 
+// hold calls into the runtime, which may start processes and wait for them itself.
+func (s *service) hold(fn func() error) error {
+	defer s.reaper.Hold()()
+	return fn()
+}
+
 func (s *service) create(ctx context.Context, req createRequest) (uint32, error) {
 	c := &container{service: s, id: req.id, bundle: req.bundle, options: req.options, execs: map[string]*process{}}
 	c.init = newProcess(c, "", req.io)
@@ -112,13 +118,15 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 	if p.isExec() {
 		return s.startExec(ctx, p)
 	}
-	if err := p.c.oci.Start(ctx); err != nil {
+	if err := s.hold(func() error { return p.c.oci.Start(ctx) }); err != nil {
 		// It did not start; if it ended, that is reported.
 		p.settle(created)
 		return 0, fmt.Errorf("OCI runtime start failed: %w", err)
 	}
+	p.openInput()
 	s.publish(event{topic: "/tasks/start", body: &events.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
+	time.AfterFunc(idleAfter, keepSmall)
 	return p.pid, nil
 }
 
@@ -128,6 +136,7 @@ func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
 		return 0, fmt.Errorf("OCI runtime exec failed: %w", err)
 	}
 	pid := p.pid
+	p.openInput()
 	s.publish(event{topic: "/tasks/exec-started", body: &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
 	p.settle(running)
 	return pid, nil
@@ -169,7 +178,7 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 	}
 	c := p.c
 	if before == created {
-		if err := c.oci.KillAll(ctx); err != nil {
+		if err := s.hold(func() error { return c.oci.KillAll(ctx) }); err != nil {
 			p.finish(deleting, before)
 			return object.Exit{}, err
 		}
@@ -180,13 +189,11 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 			return object.Exit{}, ctx.Err()
 		}
 	}
-	release := s.reaper.Hold()
-	err = c.oci.Delete(ctx)
-	release()
-	if err != nil {
+	if err := s.hold(func() error { return c.oci.Delete(ctx) }); err != nil {
 		p.finish(deleting, stopped)
 		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
+	c.unwatch()
 	p.release()
 	c.releaseExecs()
 	c.unmount()
@@ -270,9 +277,9 @@ func (s *service) kill(ctx context.Context, id, execID string, signal uint32, al
 	case p.isExec():
 		return p.kill(sig)
 	case all && sig == syscall.SIGKILL:
-		return p.c.oci.KillAll(ctx)
+		return s.hold(func() error { return p.c.oci.KillAll(ctx) })
 	default:
-		return p.c.oci.Signal(ctx, sig)
+		return s.hold(func() error { return p.c.oci.Signal(ctx, sig) })
 	}
 }
 
@@ -310,7 +317,7 @@ func (s *service) pause(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.c.oci.Pause(ctx); err != nil {
+	if err := s.hold(func() error { return p.c.oci.Pause(ctx) }); err != nil {
 		p.finish(pausing, before)
 		return fmt.Errorf("OCI runtime pause failed: %w", err)
 	}
@@ -324,7 +331,7 @@ func (s *service) resume(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.c.oci.Resume(ctx); err != nil {
+	if err := s.hold(func() error { return p.c.oci.Resume(ctx) }); err != nil {
 		p.finish(resuming, before)
 		return fmt.Errorf("OCI runtime resume failed: %w", err)
 	}
@@ -354,7 +361,11 @@ func (s *service) pids(ctx context.Context, id string) ([]*processInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	pids, err := p.c.oci.Pids(ctx)
+	var pids []int
+	err = s.hold(func() (err error) {
+		pids, err = p.c.oci.Pids(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -388,11 +399,30 @@ func (s *service) update(ctx context.Context, id string, raw []byte) error {
 	if err := json.Unmarshal(raw, resources); err != nil {
 		return fmt.Errorf("the resources are not those of the OCI runtime specification: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if err := p.c.oci.Update(ctx, resources); err != nil {
+	if err := s.hold(func() error { return p.c.oci.Update(ctx, resources) }); err != nil {
 		return fmt.Errorf("OCI runtime update failed: %w", err)
 	}
 	return nil
 }
 
-// pid of the shim.
-func (s *service) pid() uint32 { return uint32(os.Getpid()) }
+func (s *service) stats(id string) (typeURL string, value []byte, err error) {
+	p, _, err := s.enter(id, "", opStats)
+	if err != nil {
+		return "", nil, err
+	}
+	return p.c.group.Metrics()
+}
+
+func (s *service) checkpoint(ctx context.Context, id string, opts ociruntime.CheckpointOptions) error {
+	p, before, err := s.enter(id, "", opCheckpoint)
+	if err != nil {
+		return err
+	}
+	err = s.hold(func() error { return p.c.oci.Checkpoint(ctx, opts) })
+	p.finish(checkpointing, before)
+	if err != nil {
+		return fmt.Errorf("OCI runtime checkpoint failed: %w", err)
+	}
+	s.publish(event{topic: "/tasks/checkpointed", body: &events.TaskCheckpointed{ContainerID: id, Checkpoint: opts.ImagePath}})
+	return nil
+}

@@ -2,10 +2,12 @@ package shim
 
 import (
 	"context"
+	"fmt"
+	"os"
 
 	"berth/internal/object"
+	"berth/internal/ociruntime"
 
-	"fmt"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -170,7 +172,24 @@ func (a *taskAPI) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.E
 }
 
 func (a *taskAPI) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return nil, fmt.Errorf("checkpoint: %w", errdefs.ErrNotImplemented)
+	o := new(options.CheckpointOptions)
+	if r.Options != nil && len(r.Options.Value) > 0 {
+		if err := proto.Unmarshal(r.Options.Value, o); err != nil {
+			return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	image := r.Path
+	if o.ImagePath != "" {
+		image = o.ImagePath
+	}
+	if image == "" {
+		return nil, fmt.Errorf("a checkpoint needs a directory to be written to: %w", errdefs.ErrInvalidArgument)
+	}
+	return empty, a.s.checkpoint(ctx, r.ID, ociruntime.CheckpointOptions{
+		ImagePath: image, WorkPath: o.WorkPath, ParentPath: o.ParentPath, Exit: o.Exit, OpenTCP: o.OpenTcp,
+		ExternalUnixSockets: o.ExternalUnixSockets, Terminal: o.Terminal, FileLocks: o.FileLocks,
+		EmptyNamespaces: o.EmptyNamespaces, CgroupsMode: o.CgroupsMode,
+	})
 }
 
 func (a *taskAPI) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
@@ -203,11 +222,15 @@ func (a *taskAPI) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 }
 
 func (a *taskAPI) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
-	return nil, fmt.Errorf("stats: %w", errdefs.ErrNotImplemented)
+	typeURL, value, err := a.s.stats(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: typeURL, Value: value}}, nil
 }
 
 func (a *taskAPI) Connect(ctx context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
-	resp := &task.ConnectResponse{ShimPid: a.s.pid(), Version: "berth"}
+	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v2"}
 	if c, err := a.s.container(r.ID); err == nil {
 		resp.TaskPid = c.init.snapshot().PID
 	}

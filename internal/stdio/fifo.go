@@ -19,45 +19,31 @@ type output struct {
 	fifo bool
 }
 
-// pipeInput connects stdin's FIFO to a pipe of the process.
+// pipeInput makes the pipe that is stdin of the process.
 func (s *Streams) pipeInput(opts Options) error {
 	if s.io.Stdin == "" {
 		return nil
-	}
-	in, err := s.openInput(s.io.Stdin)
-	if err != nil {
-		return err
 	}
 	theirs, ours, err := pipe(opts, writeEnd)
 	if err != nil {
 		return err
 	}
-	s.child[0] = theirs
-	s.pumps = append(s.pumps, pump{src: in, dst: ours, copy: splice, end: func() { ours.Close() }, input: true})
+	s.child[0], s.input = theirs, ours
 	return nil
 }
 
 // openInput opens the read end of a FIFO, and a write end that keeps it from
 // being at its end before a client came, or when one goes away.
-func (s *Streams) openInput(path string) (*os.File, error) {
-	if err := checkFIFO(path); err != nil {
-		return nil, err
-	}
+func openInput(path string) (in, hold *os.File, err error) {
 	// Non-blocking opens in this order neither wait nor fail.
-	in, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
+	if in, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		return nil, nil, err
 	}
-	hold, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
+	if hold, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
 		in.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	s.mu.Lock()
-	s.stdin = hold
-	s.keep = append(s.keep, in)
-	s.mu.Unlock()
-	return in, nil
+	return in, hold, nil
 }
 
 // pipeOutputs connects stdout and stderr.
@@ -159,7 +145,6 @@ func openOutput(path string) (output, error) {
 }
 
 func checkFIFO(path string) error {
-	path = strings.TrimPrefix(path, "fifo://")
 	if !filepath.IsAbs(path) {
 		return fmt.Errorf("%w: %q is not an absolute path", errdefs.ErrInvalidArgument, path)
 	}

@@ -28,7 +28,8 @@ import (
 // Streams is the outer side of the streams of one process.
 //
 // The order of use: Open, hand Child's files to the process, Started (or Close
-// when it did not start), Attach when it has a terminal, Drain after its end, Close.
+// when it did not start), Attach when it has a terminal, Input, Drain after its
+// end, Close.
 type Streams struct {
 	io    object.TaskIO
 	child [3]*os.File
@@ -40,7 +41,9 @@ type Streams struct {
 	keep []*os.File
 
 	mu      sync.Mutex
+	input   *os.File // of the process: its terminal, or the write end of its stdin
 	stdin   *os.File // our write end of stdin's FIFO
+	ended   bool     // CloseStdin was called
 	console *os.File
 	closed  bool
 }
@@ -70,6 +73,11 @@ func Open(ctx context.Context, io object.TaskIO, opts Options) (_ *Streams, err 
 			s.Close()
 		}
 	}()
+	if io.Stdin != "" {
+		if err = checkFIFO(io.Stdin); err != nil {
+			return nil, fmt.Errorf("open stdin: %w", err)
+		}
+	}
 	if io.Terminal {
 		// The streams are made when the terminal is there.
 		return s, nil
@@ -128,15 +136,41 @@ func (s *Streams) Attach(ctx context.Context, console *os.File, opts Options) er
 	if err := s.attachOutput(ctx, console, opts); err != nil {
 		return fmt.Errorf("open stdout: %w", err)
 	}
-	if s.io.Stdin == "" {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.io.Stdin != "" {
+		s.input = console
+	}
+	return nil
+}
+
+// Input lets the client's input flow to the process. A client can open its end of
+// the FIFO from now on and not before: so one that has all input at hand does not
+// write, close and ask for CloseStdin before it knows of the process.
+func (s *Streams) Input() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.input == nil || s.closed {
 		return nil
 	}
-	in, err := s.openInput(s.io.Stdin)
+	in, hold, err := openInput(s.io.Stdin)
 	if err != nil {
 		return fmt.Errorf("open stdin: %w", err)
 	}
-	// The end of input does not end a terminal.
-	s.run(pump{src: in, dst: console, copy: copyBuffered, end: func() {}, input: true})
+	s.keep = append(s.keep, in)
+	if s.ended {
+		hold.Close()
+	} else {
+		s.stdin = hold
+	}
+	dst := s.input
+	p := pump{src: in, dst: dst, copy: splice, end: func() { dst.Close() }, input: true}
+	if s.io.Terminal {
+		// The end of input does not end a terminal.
+		p.copy, p.end = copyBuffered, func() {}
+	}
+	s.input = nil
+	s.run(p)
 	return nil
 }
 
@@ -145,6 +179,7 @@ func (s *Streams) Attach(ctx context.Context, console *os.File, opts Options) er
 func (s *Streams) CloseStdin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ended = true
 	if s.stdin == nil {
 		return nil
 	}
@@ -201,8 +236,8 @@ func (s *Streams) Close() {
 		return
 	}
 	s.closed = true
-	files := append(s.keep, s.stdin, s.console)
-	s.keep, s.stdin = nil, nil
+	files := append(s.keep, s.stdin, s.input, s.console)
+	s.keep, s.stdin, s.input = nil, nil, nil
 	s.mu.Unlock()
 	s.closeChild()
 	for _, p := range s.pumps {

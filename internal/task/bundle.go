@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 
 	"berth/internal/mount"
+	"berth/internal/task/shimconn"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -230,4 +232,52 @@ func hide(path string) (string, error) {
 		}
 		return hidden, nil
 	}
+}
+
+// writeBootstrap saves how to reach the shim, in containerd's form: the next
+// daemon, whichever of the two, adopts it from there. A crash in the middle
+// leaves a file that does not parse: a half-made bundle.
+func (b bundle) writeBootstrap(r *bootapi.BootstrapResult) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", bootstrapFile, err)
+	}
+	if err := os.WriteFile(b.file(bootstrapFile), data, 0o644); err != nil {
+		return fmt.Errorf("write %s: %w", bootstrapFile, err)
+	}
+	return nil
+}
+
+// readBootstrap is the counterpart; os.ErrNotExist when the bundle names no shim.
+func (b bundle) readBootstrap() (*bootapi.BootstrapResult, error) {
+	data, err := readSmall(b.file(bootstrapFile))
+	if isGone(err) {
+		data, err = readSmall(b.file(addressFile))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return shimconn.ParseBootstrap(data)
+}
+
+// readSmall reads a file that a bundle may hold, up to a bound.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // never waits, even for a FIFO
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > shimconn.MaxBootstrap {
+		return nil, fmt.Errorf("%s is not a small regular file: %w", path, errdefs.ErrInvalidArgument)
+	}
+	data := make([]byte, info.Size())
+	n, err := f.Read(data)
+	if err != nil && n == 0 && len(data) > 0 {
+		return nil, err
+	}
+	return data[:n], nil
 }

@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 	"berth/internal/wire"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // CreateOptions is what a task needs beyond its container's record.
@@ -50,6 +52,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, err
 	}
+	m.attach.Prepare()
 	pid, s, err := m.create(ctx, t, p)
 	if err != nil {
 		m.forget(t, object.Exit{})
@@ -146,7 +149,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 		if orderly {
 			m.retire(ctx, s, t.key)
 		} else {
-			s.kill()
+			s.kill(t.bundle)
 		}
 	}
 	if !orderly {
@@ -211,7 +214,7 @@ func (m *Manager) sandboxShim(namespace, id string) *shim {
 
 // join uses a shim that runs already.
 func (m *Manager) join(ctx context.Context, t *task, p plan, boot *bootapi.BootstrapResult) (*shim, error) {
-	if err := checkBootstrap(boot); err != nil {
+	if err := shimconn.CheckBootstrap(boot); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(t.bundle.file(sandboxFile), []byte(cmp.Or(p.SandboxID, p.group)), 0o600); err != nil {
@@ -271,18 +274,18 @@ func (m *Manager) startOther(ctx context.Context, t *task, p plan) (_ *shim, err
 func (m *Manager) endStray(t *task, address string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), shutdownTimeout)
 	defer cancel()
-	c, err := connect(ctx, "ttrpc", address)
+	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
 		return
 	}
-	defer c.close()
+	defer c.Close()
 	var who taskapi.ConnectResponse
-	err = c.call(ctx, newestVersion, t.namespace, "Connect", &taskapi.ConnectRequest{ID: t.id}, &who)
+	err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Connect", &taskapi.ConnectRequest{ID: t.id}, &who)
 	if err == nil {
-		err = c.call(ctx, newestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &taskapi.ConnectResponse{})
+		err = c.Call(ctx, shimconn.NewestVersion, t.namespace, "Shutdown", &taskapi.ShutdownRequest{ID: t.id}, &emptypb.Empty{})
 	}
 	select {
-	case <-c.lost:
+	case <-c.Done():
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
@@ -392,15 +395,25 @@ func (m *Manager) awaitLeaving(ctx context.Context, address string) error {
 	}
 }
 
-// retire tells a shim without tasks to end, and sees to it that it does. One
-// that answers but stays (it holds a sandbox) is kept for further tasks.
+// retire tells a shim without tasks to end, and sees to it that it does.
 func (m *Manager) retire(ctx context.Context, s *shim, k key) {
-	call, cancel := context.WithTimeout(ctx, shutdownTimeout)
-	err := s.call(call, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &taskapi.ConnectResponse{})
-	cancel()
+	m.seeOff(s, k, m.shutdown(ctx, s, k))
+}
+
+// shutdown tells a shim to end.
+func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
+	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	err := s.call(ctx, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &emptypb.Empty{})
 	if err == nil {
 		s.hangUp() // it need not wait for us to have read its answer
 	}
+	return err
+}
+
+// seeOff waits for the end of a shim that was told to end. One that answered but
+// stays (it holds a sandbox) is kept for further tasks; one that did not is killed.
+func (m *Manager) seeOff(s *shim, k key, refused error) {
 	timer := time.NewTimer(shutdownTimeout)
 	defer timer.Stop()
 	select {
@@ -413,9 +426,9 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 	if s.isLost() {
 		return // it is ending; its watch sees to the rest
 	}
-	if err != nil {
-		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", err)
-		s.kill()
+	if refused != nil {
+		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
+		s.kill(m.bundleOf(k))
 		return
 	}
 	m.mu.Lock()

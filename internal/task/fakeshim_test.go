@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
@@ -169,7 +170,7 @@ func fakeStart(args []string) error {
 	}
 	sum := sha256.Sum256([]byte(filepath.Join(params.ContainerdGrpcAddress, params.Namespace, group)))
 	path := fmt.Sprintf("%s/%x", params.GetSocketDir(), sum)
-	fd, err := listen(path)
+	fd, err := shimconn.Listen(path)
 	if err == nil {
 		f := os.NewFile(uintptr(fd), "listener")
 		syscall.SetNonblock(fd, false)

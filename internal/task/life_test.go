@@ -87,6 +87,8 @@ func TestDowngrade(t *testing.T) {
 	if err := m.run(ctx, c); err != nil {
 		t.Fatal(err)
 	}
+	m.quiet(t)
+	m.wantNoShims(t)
 }
 
 func TestCreateFailsWithoutTrace(t *testing.T) {
@@ -196,7 +198,7 @@ func TestShimDeath(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				s.kill()
+				s.kill(bundle{})
 				want := uint32(137)
 				if del == "fail" {
 					want = exitUnknown
@@ -285,6 +287,7 @@ func TestCreateTwice(t *testing.T) {
 
 // A hanging shim is a matter of its own task.
 func TestHangingShim(t *testing.T) {
+	t.Parallel()
 	m, _ := newManager(t)
 	ctx := within(t, 15*time.Second)
 	binary := fakeBinary(t, ownShim)
@@ -360,7 +363,7 @@ func TestPod(t *testing.T) {
 			if _, err := s.learnProcess(ctx, m.tasks[key{"ns", "pod"}]); err != nil {
 				t.Fatal(err)
 			}
-			s.kill()
+			s.kill(bundle{})
 			for _, id := range []string{"pod", "c2", "c3"} {
 				if e, err := m.Wait(ctx, "ns", id, ""); err != nil && !errdefs.IsNotFound(err) || err == nil && e.Status != 137 {
 					t.Errorf("%s: %+v, %v", id, e, err)

@@ -301,13 +301,32 @@ func (t *task) delete(ctx context.Context, execID string) (object.Exit, error) {
 	return object.Exit{PID: resp.GetPid(), Status: resp.GetExitStatus(), At: wire.TimeFromProto(resp.GetExitedAt())}, nil
 }
 
-// finish takes away the rest of a task that its shim has deleted. The shim is
-// told to end, but not waited for: its exit is clean, and needs no delete
-// command.
+// finish takes away the rest of a task that its shim has deleted. A clean end
+// needs no delete command.
+//
+// Berth's own shim ends by itself after its last container, so that nothing is
+// waited for. Another must have been told to end before its bundle goes: the
+// bundle is all by which the next daemon would find it.
 func (m *Manager) finish(t *task, exit object.Exit) {
-	m.discard(t)
-	if m.detach(t, t.shim) {
-		m.background.Go(func() { m.retire(m.life, t.shim, t.key) })
+	s := t.shim
+	last := m.detach(t, s)
+	var refused error
+	if last && !s.own {
+		refused = m.shutdown(context.WithoutCancel(m.life), s, t.key)
+		if refused != nil && m.life.Err() != nil {
+			m.forget(t, exit) // Close came between; Recover does it again
+			return
+		}
 	}
+	m.discard(t)
 	m.forget(t, exit)
+	if !last {
+		return
+	}
+	m.background.Go(func() {
+		if s.own {
+			refused = m.shutdown(m.life, s, t.key)
+		}
+		m.seeOff(s, t.key, refused)
+	})
 }

@@ -14,6 +14,7 @@ import (
 
 	"berth/internal/events"
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 
 	"github.com/containerd/errdefs"
 )
@@ -208,14 +209,12 @@ func (m *Manager) adoptShim(ctx context.Context, t *task, s *shim) error {
 		}
 	}
 	err := s.open(ctx)
-	if nobodyListens(err) || errors.Is(err, errdefs.ErrNotImplemented) {
+	if shimconn.NobodyListens(err) || errors.Is(err, errdefs.ErrNotImplemented) {
 		return err
 	}
 	if err != nil {
 		// It has a full queue. Its watch tries until it answers or dies.
-		c := newConn()
-		c.markLost()
-		s.adopt(c)
+		s.adopt(shimconn.Lost())
 	}
 	close(s.ready)
 	return nil
@@ -259,19 +258,26 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 // known address. Nobody was told of the task, so nobody is told of its end.
 func (m *Manager) dropHalfMade(t *task) {
 	m.endStray(t, "unix://"+m.socketPath(t.namespace, t.id))
-	for _, pid := range processesIn(t.bundle.path) {
+	t.bundle.killShims()
+	m.discard(t)
+	m.forget(t, object.Exit{})
+}
+
+// killShims ends the shims that work in a bundle.
+func (b bundle) killShims() {
+	for _, pid := range processesIn(b.path) {
 		if p, err := openProcess(pid); err == nil {
 			p.kill()
 			p.close()
 		}
 	}
-	m.discard(t)
-	m.forget(t, object.Exit{})
 }
 
-// processesIn lists shims whose working directory is dir: those that a start
-// command, overtaken by the daemon's end, still brought up.
+// processesIn lists shims whose working directory is a bundle, or was before the
+// bundle was removed. It finds those, too, that a start command, overtaken by the
+// daemon's end, still brought up.
 func processesIn(dir string) []int {
+	hidden := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".")
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
@@ -283,7 +289,7 @@ func processesIn(dir string) []int {
 			continue
 		}
 		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
-		if err != nil || cwd != dir {
+		if err != nil || cwd != dir && !strings.HasPrefix(cwd, hidden) {
 			continue
 		}
 		exe, err := os.Readlink(filepath.Join("/proc", e.Name(), "exe"))

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/task/shimconn"
+
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -43,11 +45,18 @@ type shim struct {
 	err   error
 
 	mu      sync.Mutex
-	conn    *conn    // the present one, or the one that was lost last
+	conn    *link    // the present one, or the one that was lost last
 	process *process // nil while it is not known
 	logs    *os.File // read end of the log FIFO, or nil
 	let     bool     // released: nothing is to be done about its end
 	refusal error    // why it did not take its first task
+}
+
+// link is a connection with what became of it.
+type link struct {
+	*shimconn.Conn
+	// resolved is closed when it is known after its end whether the shim lives.
+	resolved chan struct{}
 }
 
 func (m *Manager) newShim(address, protocol, binary string, version int32) *shim {
@@ -75,19 +84,19 @@ func (s *shim) isDead() bool {
 func (s *shim) hangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conn.close()
+	s.conn.Close()
 }
 
 // isLost tells that there is no connection at present.
 func (s *shim) isLost() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conn.isLost()
+	return s.conn.IsLost()
 }
 
 // open connects and begins to watch the connection.
 func (s *shim) open(ctx context.Context) error {
-	c, err := connect(ctx, s.protocol, s.address)
+	c, err := shimconn.Connect(ctx, s.protocol, s.address)
 	if err != nil {
 		return err
 	}
@@ -95,21 +104,22 @@ func (s *shim) open(ctx context.Context) error {
 	return nil
 }
 
-func (s *shim) adopt(c *conn) {
+func (s *shim) adopt(conn *shimconn.Conn) {
+	c := &link{conn, make(chan struct{})}
 	s.mu.Lock()
 	s.conn = c
 	let := s.let
 	s.mu.Unlock()
 	if let {
-		c.close()
+		c.Close()
 		return
 	}
 	s.m.background.Go(func() {
 		select {
-		case <-c.lost:
+		case <-c.Done():
 			s.investigate(c)
 		case <-s.m.life.Done():
-			c.close()
+			c.Close()
 		}
 	})
 }
@@ -131,7 +141,7 @@ func (s *shim) watch(p *process) {
 		c := s.conn
 		s.mu.Unlock()
 		if c != nil {
-			c.close()
+			c.Close()
 		}
 	})
 }
@@ -165,11 +175,11 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 		s.mu.Lock()
 		c := s.conn
 		s.mu.Unlock()
-		err := c.call(ctx, s.version.Load(), k.namespace, method, req, resp)
+		err := c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, errLost) {
+		if !errors.Is(err, shimconn.ErrLost) {
 			return fmt.Errorf("shim of container %q: %s: %w", k.id, strings.ToLower(method), err)
 		}
 		if !s.verdict(ctx, c) {
@@ -209,7 +219,7 @@ func (s *shim) unreachable(k key) error {
 
 // verdict waits until it is known what the loss of c means: true when there is
 // another connection, false when the shim is dead or out of reach.
-func (s *shim) verdict(ctx context.Context, c *conn) bool {
+func (s *shim) verdict(ctx context.Context, c *link) bool {
 	timer := time.NewTimer(stateTimeout)
 	defer timer.Stop()
 	select {
@@ -226,9 +236,9 @@ const patience = 8 * time.Second
 
 // investigate finds out whether a shim whose connection was lost has ended:
 // either it takes a new connection, or it is dead.
-func (s *shim) investigate(c *conn) {
+func (s *shim) investigate(c *link) {
 	defer close(c.resolved)
-	c.close()
+	c.Close()
 	began := time.Now()
 	for pause := time.Millisecond; ; pause = min(pause*2, time.Second) {
 		s.mu.Lock()
@@ -251,7 +261,7 @@ func (s *shim) investigate(c *conn) {
 			s.adopt(next)
 			return
 		}
-		if nobodyListens(err) && (p == nil || time.Since(began) > patience) {
+		if shimconn.NobodyListens(err) && (p == nil || time.Since(began) > patience) {
 			if p != nil {
 				p.kill() // it is of no use to anybody
 			}
@@ -266,8 +276,8 @@ func (s *shim) investigate(c *conn) {
 
 // reconnect makes a new connection and tries it: the kernel may close the
 // sockets of a dying process in any order, so that one may still connect.
-func (s *shim) reconnect(ctx context.Context) (*conn, error) {
-	c, err := connect(ctx, s.protocol, s.address)
+func (s *shim) reconnect(ctx context.Context) (*shimconn.Conn, error) {
+	c, err := shimconn.Connect(ctx, s.protocol, s.address)
 	if err != nil {
 		return nil, err
 	}
@@ -281,9 +291,9 @@ func (s *shim) reconnect(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
 	defer cancel()
 	// Whatever it answers, even nothing: it is there.
-	err = c.call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})
-	if errors.Is(err, errLost) {
-		c.close()
+	err = c.Call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})
+	if errors.Is(err, shimconn.ErrLost) {
+		c.Close()
 		return nil, err
 	}
 	return c, nil
@@ -302,14 +312,17 @@ func (s *shim) sleep(pause time.Duration, early <-chan struct{}) bool {
 	return true
 }
 
-// kill ends the shim's process, if it is known.
-func (s *shim) kill() {
+// kill ends the shim's process. When its PID is not known, as with one that never
+// answered, it is found by the bundle, in which it works.
+func (s *shim) kill(b bundle) {
 	s.mu.Lock()
 	p := s.process
 	s.mu.Unlock()
 	if p != nil {
 		p.kill()
+		return
 	}
+	b.killShims()
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.
@@ -319,7 +332,7 @@ func (s *shim) release() {
 	c, p, logs := s.conn, s.process, s.logs
 	s.mu.Unlock()
 	if c != nil {
-		c.close()
+		c.Close()
 	}
 	if p != nil {
 		p.close()

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"berth/internal/task/shimconn"
+
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -221,7 +223,7 @@ func parseAnswer(line []byte) error {
 	if reply.Error != "" {
 		return fmt.Errorf("the shim does not take the task: %s: %w", reply.Error, errdefs.ErrUnknown)
 	}
-	if reply.PID <= 0 || reply.Version != newestVersion {
+	if reply.PID <= 0 || reply.Version != shimconn.NewestVersion {
 		return fmt.Errorf("the shim's answer %q lacks a PID or speaks another version: %w", line, errdefs.ErrUnknown)
 	}
 	return nil
@@ -233,7 +235,7 @@ func parseAnswer(line []byte) error {
 // before as well, so that no crash leaves a shim of which nobody knows.
 func (m *Manager) startOwn(ctx context.Context, t *task, p plan, e edition) (*shim, error) {
 	path := m.socketPath(t.namespace, p.group)
-	boot := &bootapi.BootstrapResult{Version: newestVersion, Address: "unix://" + path, Protocol: "ttrpc"}
+	boot := &bootapi.BootstrapResult{Version: shimconn.NewestVersion, Address: "unix://" + path, Protocol: "ttrpc"}
 	if err := t.bundle.writeBootstrap(boot); err != nil {
 		return nil, err
 	}
@@ -241,13 +243,13 @@ func (m *Manager) startOwn(ctx context.Context, t *task, p plan, e edition) (*sh
 	if err != nil || !fresh {
 		return s, err
 	}
-	listener, err := listen(path)
+	listener, err := shimconn.Listen(path)
 	if errdefs.IsAlreadyExists(err) {
 		if p.group != t.id {
 			return s, m.begin(ctx, t, s) // the pod's shim, which has no task of ours
 		}
 		m.endStray(t, boot.Address)
-		listener, err = listen(path)
+		listener, err = shimconn.Listen(path)
 	}
 	if err != nil {
 		m.fail(s, err)
@@ -301,6 +303,9 @@ func (s *shim) refuse(reason error) {
 	if s.refusal == nil && !errors.Is(reason, net.ErrClosed) {
 		s.refusal = reason
 	}
+	p := s.process
 	s.mu.Unlock()
-	s.kill()
+	if p != nil {
+		p.kill()
+	}
 }

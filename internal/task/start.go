@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 	"berth/internal/wire"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -85,7 +86,7 @@ func (m *Manager) startForeign(ctx context.Context, binary string, t *task, opti
 	if err != nil {
 		return nil, fmt.Errorf("start shim %s: %w", binary, err)
 	}
-	result, err := parseBootstrap(out)
+	result, err := shimconn.ParseBootstrap(out)
 	if err != nil {
 		return nil, fmt.Errorf("start shim %s: %w", binary, err)
 	}

@@ -2,7 +2,6 @@ package transfer
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -12,12 +11,11 @@ import (
 	"path"
 	"strings"
 
+	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -64,11 +62,11 @@ func (a *archiveContents) file(name string) (ispec.Descriptor, bool) {
 // readArchive reads an archive to its end, once, and stores every file in it
 // as a blob; nothing is ever written under the names that the archive gives.
 func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContents, error) {
-	plain, closer, err := decompress(&countingReader{ctx: ctx, r: r})
+	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("archive: %w", err)
 	}
-	defer closer()
+	defer plain.Close()
 	a := &archiveContents{files: map[string]ispec.Descriptor{}, links: map[string]string{}}
 	// Commits wait for the disk: the next file is read meanwhile.
 	g, gctx := errgroup.WithContext(ctx)
@@ -83,8 +81,11 @@ func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContent
 func (x *session) readEntries(ctx context.Context, tr *tar.Reader, a *archiveContents, g *errgroup.Group) error {
 	for n := 0; ; n++ {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if err == io.EOF && n > 0 {
 			return nil
+		}
+		if err == io.EOF {
+			return fmt.Errorf("archive is empty: %w", errdefs.ErrInvalidArgument)
 		}
 		if err != nil {
 			return fmt.Errorf("archive is not a sound tar archive: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -199,44 +200,4 @@ func readJSON(r io.Reader, size int64, v any) error {
 		return fmt.Errorf("not what it should be: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// compression tells how a stream is compressed by how it begins: "gzip",
-// "zstd", or "" when it is not.
-func compression(head []byte) string {
-	switch {
-	case len(head) >= 3 && head[0] == 0x1f && head[1] == 0x8b && head[2] == 8:
-		return "gzip"
-	case len(head) >= 4 && head[0] == 0x28 && head[1] == 0xb5 && head[2] == 0x2f && head[3] == 0xfd,
-		len(head) >= 4 && head[0]&0xf0 == 0x50 && head[1] == 0x2a && head[2] == 0x4d && head[3] == 0x18: // skippable frame
-		return "zstd"
-	}
-	return ""
-}
-
-// decompress finds out how an archive is compressed, and undoes it.
-func decompress(r io.Reader) (io.Reader, func(), error) {
-	br := bufio.NewReaderSize(r, blockSize)
-	head, err := br.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
-	}
-	if len(head) == 0 {
-		return nil, nil, fmt.Errorf("archive is empty: %w", errdefs.ErrInvalidArgument)
-	}
-	switch compression(head) {
-	case "gzip":
-		z, err := gzip.NewReader(br)
-		if err != nil {
-			return nil, nil, fmt.Errorf("archive: %w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		return z, func() { z.Close() }, nil
-	case "zstd":
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-		if err != nil {
-			return nil, nil, fmt.Errorf("archive: %w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		return z, z.Close, nil
-	}
-	return br, func() {}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
 	"berth/internal/object"
@@ -14,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	distref "github.com/distribution/reference"
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -178,10 +178,10 @@ func (i *importer) dockerLayer(ctx context.Context, l ispec.Descriptor) (ispec.D
 	if err != nil && err != io.EOF {
 		return l, err
 	}
-	switch compression(head[:n]) {
-	case "gzip":
+	switch archive.Detect(head[:n]) {
+	case archive.Gzip:
 		l.MediaType = image.DockerLayerGzip
-	case "zstd":
+	case archive.Zstd:
 		l.MediaType = image.DockerLayerZstd
 	default:
 		l.MediaType = image.DockerLayer
@@ -208,7 +208,10 @@ func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.
 	if err := w.Truncate(0); err != nil {
 		return l, err
 	}
-	z := gzip.NewWriter(w)
+	z, err := archive.Compress(w, archive.Gzip)
+	if err != nil {
+		return l, err
+	}
 	if err := copyAt(ctx, z, ra); err != nil {
 		return l, errors.Join(err, undo(ctx, func(ctx context.Context) error { w.Close(); return i.stores.Content.Abort(ctx, ref) }))
 	}

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/diff"
-	"berth/internal/image"
 	"berth/internal/object"
 
 	"github.com/containerd/errdefs"
@@ -32,12 +32,7 @@ type source interface {
 // are those that it has.
 type labelsFor func(existing map[string]string) map[string]string
 
-// blob makes sure that a blob is in the store. consume, when it is not nil, is
-// given the bytes as they arrive and from the beginning, perhaps more than
-// once: before each time again is called. Its error ends the transfer, but only
-// if the bytes it was given turn out to be the right ones. streamed tells
-// whether consume saw them; when it is false the caller reads them from the store.
-// committing is called before the commit, with the labels to set.
+// fetchPlan is a blob to be fetched, and what becomes of it.
 type fetchPlan struct {
 	desc   ispec.Descriptor
 	from   source
@@ -73,11 +68,6 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 		return false, err
 	}
 	defer w.Close()
-	if p.from == nil {
-		w.Close()
-		undo(ctx, func(ctx context.Context) error { return x.stores.Content.Abort(ctx, image.RefKey(p.desc)) })
-		return false, fmt.Errorf("blob %s is not in the store: %w", p.desc.Digest, errdefs.ErrNotFound)
-	}
 	st, err := w.Status()
 	if err != nil {
 		return false, err
@@ -171,7 +161,7 @@ func (x *session) stream(ctx context.Context, p fetchPlan, w content.Writer, off
 	}
 	ring.close(err)
 	consumed = <-done
-	if consumed != nil && hostFault(consumed) {
+	if err == nil && hostFault(consumed) {
 		err = consumed
 	}
 	return consumed, err
@@ -179,7 +169,7 @@ func (x *session) stream(ctx context.Context, p fetchPlan, w content.Writer, off
 
 func (x *session) open(ctx context.Context, p fetchPlan, offset int64) (io.ReadCloser, error) {
 	if len(p.desc.Data) > 0 && int64(len(p.desc.Data)) == p.desc.Size && p.desc.Digest.Algorithm().FromBytes(p.desc.Data) == p.desc.Digest {
-		return io.NopCloser(newSliceReader(p.desc.Data[offset:])), nil
+		return io.NopCloser(bytes.NewReader(p.desc.Data[offset:])), nil
 	}
 	return p.from.Fetch(ctx, p.desc, offset)
 }
@@ -256,7 +246,7 @@ func (x *session) unpackFrom(ctx context.Context, r io.Reader, desc ispec.Descri
 func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, apart bool, want digest.Digest, j *job) (diff.Unpacked, error) {
 	ra, err := x.stores.Content.ReaderAt(ctx, desc)
 	if err != nil {
-		return diff.Unpacked{}, err
+		return diff.Unpacked{}, fmt.Errorf("blob of the layer: %w", err)
 	}
 	defer ra.Close()
 	j.extracting()
@@ -277,17 +267,4 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.job.add(n)
 	return n, err
-}
-
-type sliceReader struct{ b []byte }
-
-func newSliceReader(b []byte) *sliceReader { return &sliceReader{b} }
-
-func (s *sliceReader) Read(p []byte) (int, error) {
-	if len(s.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, s.b)
-	s.b = s.b[n:]
-	return n, nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/status"
 )
 
 // ToStatus maps an error to the status that gRPC and ttrpc send: the code is
@@ -20,7 +21,13 @@ func ToStatus(err error) error {
 		// Differs from containerd: a full disk is ResourceExhausted everywhere.
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
-	return errgrpc.ToGRPC(err)
+	st := status.Convert(errgrpc.ToGRPC(err))
+	if _, ok := status.FromError(err); !ok && len(st.Details()) > 0 {
+		// The details are further errors of a chain, whose texts the message has
+		// already: clients would show them twice.
+		st = status.New(st.Code(), st.Message())
+	}
+	return st.Err()
 }
 
 // FromStatus maps what a gRPC or ttrpc client got back to an errdefs kind with

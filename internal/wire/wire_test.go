@@ -41,6 +41,9 @@ func TestToStatus(t *testing.T) {
 		{errors.New("strange"), codes.Unknown, "strange"},
 	} {
 		st := status.Convert(ToStatus(tc.err))
+		if len(st.Details()) > 0 {
+			t.Errorf("ToStatus(%v) has details: clients repeat the message with them", tc.err)
+		}
 		if st.Code() != tc.code || st.Message() != tc.text {
 			t.Errorf("ToStatus(%v) = %v %q, want %v %q", tc.err, st.Code(), st.Message(), tc.code, tc.text)
 		}

@@ -1,4 +1,10 @@
-package task
+// Package shimconn is how a shim is reached: the forms in which shims tell where
+// they listen (bootstrap.go), addresses and sockets (socket.go), and one
+// connection with the task API, by ttrpc or gRPC (this file).
+//
+// It holds no state but that of a connection, and makes no decision about the
+// shim: package task does.
+package shimconn
 
 import (
 	"context"
@@ -17,26 +23,28 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// conn is one connection to a shim, by either protocol. The messages of task
+// Conn is one connection to a shim, by either protocol. The messages of task
 // API versions 2 and 3 are the same to the byte: only the service's name
 // differs, so that those of version 3 serve for both.
-type conn struct {
+type Conn struct {
 	ttrpc *ttrpc.Client
 	grpc  *grpc.ClientConn
-	// lost is closed when the connection has ended for whatever reason.
-	lost chan struct{}
-	once sync.Once
-	// resolved is closed when it is known after the loss whether the shim lives.
-	resolved chan struct{}
+	lost  chan struct{}
+	once  sync.Once
 }
 
-// newConn is a connection that is yet to be made.
-func newConn() *conn {
-	return &conn{lost: make(chan struct{}), resolved: make(chan struct{})}
+// Lost makes a connection that has ended: a stand-in for one that could not be
+// made.
+func Lost() *Conn {
+	c := newConn()
+	c.markLost()
+	return c
 }
 
-// connect dials the shim. The caller closes the connection.
-func connect(ctx context.Context, protocol, address string) (*conn, error) {
+func newConn() *Conn { return &Conn{lost: make(chan struct{})} }
+
+// Connect dials the shim. The caller closes the connection.
+func Connect(ctx context.Context, protocol, address string) (*Conn, error) {
 	raw, err := dial(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim at %s: %w", address, err)
@@ -69,9 +77,13 @@ func connect(ctx context.Context, protocol, address string) (*conn, error) {
 	return c, nil
 }
 
-func (c *conn) markLost() { c.once.Do(func() { close(c.lost) }) }
+// Done is closed when the connection has ended for whatever reason.
+func (c *Conn) Done() <-chan struct{} { return c.lost }
 
-func (c *conn) isLost() bool {
+func (c *Conn) markLost() { c.once.Do(func() { close(c.lost) }) }
+
+// IsLost tells whether the connection has ended.
+func (c *Conn) IsLost() bool {
 	select {
 	case <-c.lost:
 		return true
@@ -80,7 +92,8 @@ func (c *conn) isLost() bool {
 	}
 }
 
-func (c *conn) close() {
+// Close ends the connection; calls under way get ErrLost.
+func (c *Conn) Close() {
 	if c.ttrpc != nil {
 		c.ttrpc.Close()
 		return
@@ -102,19 +115,19 @@ func (c closeHook) Close() error {
 	return err
 }
 
-// errLost says that the connection ended before the answer came; whether the
+// ErrLost says that the connection ended before the answer came; whether the
 // call was carried out is not known.
-var errLost = fmt.Errorf("the connection to the shim was lost: %w", errdefs.ErrUnavailable)
+var ErrLost = fmt.Errorf("the connection to the shim was lost: %w", errdefs.ErrUnavailable)
 
-// call makes one call. Errors of the shim keep their errdefs kind; errLost when
+// Call makes one call. Errors of the shim keep their errdefs kind; ErrLost when
 // the connection has ended; the context's error when that has.
-func (c *conn) call(ctx context.Context, version int32, namespace, method string, req, resp proto.Message) error {
+func (c *Conn) Call(ctx context.Context, version int32, namespace, method string, req, resp proto.Message) error {
 	service := "containerd.task.v3.Task"
 	if version == 2 {
 		service = "containerd.task.v2.Task"
 	}
-	if c.isLost() {
-		return errLost
+	if c.IsLost() {
+		return ErrLost
 	}
 	var err error
 	if c.ttrpc != nil {
@@ -129,8 +142,8 @@ func (c *conn) call(ctx context.Context, version int32, namespace, method string
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, ttrpc.ErrClosed), c.isLost():
-		return errLost
+	case errors.Is(err, ttrpc.ErrClosed), c.IsLost():
+		return ErrLost
 	}
 	return wire.FromStatus(err)
 }
