@@ -11,6 +11,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 
@@ -217,6 +218,7 @@ func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
 			}
 			return err
 		})
+	failpoint.Hit("meta.gc.before-cleanup")
 	if c, ok := b.Backend.(snapshot.Cleaner); ok {
 		if err := db.call(ctx, c.Cleanup); err != nil && !errdefs.IsNotImplemented(err) {
 			failed = errors.Join(failed, fmt.Errorf("clean up: %w", err))
@@ -258,6 +260,7 @@ func (db *DB) removeDoomed(ctx context.Context, garbage []string, claim func(str
 		for _, key := range doomed {
 			_, recorded := inUse[key]
 			if err == nil && !recorded {
+				failpoint.Hit("meta.gc.before-remove")
 				if rerr := db.call(ctx, func(ctx context.Context) error { return remove(ctx, key) }); rerr != nil && !errdefs.IsNotFound(rerr) {
 					failed = errors.Join(failed, fmt.Errorf("remove %s: %w", key, rerr))
 				}
