@@ -388,10 +388,7 @@ func (s *Store) Remove(ctx context.Context, key string) (id string, err error) {
 }
 
 // Delete removes the directory of a snapshot whose record is gone.
-func (s *Store) Delete(id string) error {
-	failpoint.Hit("snapshot.remove.before-files")
-	return os.RemoveAll(s.Dir(id))
-}
+func (s *Store) Delete(id string) error { return os.RemoveAll(s.Dir(id)) }
 
 // Cleanup removes the directories that no record names. It goes on after a
 // failure and returns what failed.
