@@ -48,6 +48,7 @@ var floors = map[string]int{
 	"boltx":      1,
 	"par":        1,
 	"cleanup":    1,
+	"failpoint":  0,
 	"object":     0,
 	"version":    0,
 }
