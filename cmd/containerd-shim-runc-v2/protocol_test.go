@@ -88,7 +88,7 @@ func pidOf(t *testing.T, dir string) int {
 
 // awaitGone returns when a process that is not our child has ended.
 func awaitGone(t *testing.T, pid int) {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { // deliberate: not our child
 		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(raw), ") Z ") {
 			return

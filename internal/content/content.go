@@ -52,13 +52,14 @@ type Writer interface {
 	Status() (object.IngestStatus, error)
 
 	// Truncate drops what was written; only size 0 is supported
-	// (errdefs.ErrUnimplemented otherwise).
+	// (errdefs.ErrNotImplemented otherwise).
 	Truncate(size int64) error
 }
 
 // WriteOptions says what will be written.
 type WriteOptions struct {
-	// Ref names the ingest; required. Opening it again resumes it.
+	// Ref names the ingest; required. Opening it again resumes it: what comes
+	// first is told by the Offset of the writer's Status.
 	Ref string
 	// Size in bytes, 0 when not known.
 	Size int64
@@ -67,7 +68,8 @@ type WriteOptions struct {
 	Expected digest.Digest
 }
 
-// Store keeps blobs. All methods are safe for concurrent use.
+// Store keeps blobs. All methods are safe for concurrent use. A malformed
+// digest or reference is errdefs.ErrInvalidArgument everywhere.
 //
 // Durability: when Commit has returned, the blob survives a power cut whole. A
 // crash leaves ingests as they were, to be resumed or aborted.

@@ -1,18 +1,58 @@
 // Package meta keeps the records of the daemon in one bolt database, in
 // containerd's schema, and decides what may be deleted.
+//
+// It owns meta.db and the files beside it (schema.go and backup.go describe
+// them): namespaces, images, containers, sandboxes, leases, and the namespaces'
+// views of the content store and the snapshotters. Names in backends are the
+// namespace's name, a number and the caller's key.
+//
+// Transactions (tx.go): every call makes at most one write transaction, calls
+// that come at the same time share it, reads never wait. No transaction is open
+// during a call to a backend, to a caller's function or to the exchange; where a
+// change takes both a backend and a record, a lock of that one object's name
+// holds them together, and the order of the two says what a crash leaves.
+// Events are published after the commit.
+//
+// Collection of garbage: gc.go says what stays and why it is safe to decide
+// that beside writers; clean.go takes backends' bytes; schedule.go decides when.
+//
+// Damage: Open looks through the file before bolt does (pages.go), and replaces
+// one that is damaged by what it can save (rescue.go, adopt.go), with the help of
+// backups that are made as changes go on (backup.go).
+//
+// Lock order: the lock of a name (locks), then a claim (claims), then the place
+// in the group of writers, then bolt's own. The mutexes of writers, scheduler,
+// backups, claims and locks are leaves.
+//
+// Goroutines: the timers of scheduler and backups run a collection or a backup
+// in one of their own; a collection starts one for each backend that it cleans.
+// Close ends them.
 package meta
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"berth/internal/content"
 	"berth/internal/events"
-	"berth/internal/object"
+	"berth/internal/par"
 	"berth/internal/snapshot"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
-// Options of Open. All fields but Isolated and Now are required.
+// Options of Open. Path, Content, Snapshotters and Events are required.
 type Options struct {
 	// Path of meta.db.
 	Path         string
@@ -24,16 +64,261 @@ type Options struct {
 	Isolated bool
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// GC says when garbage is collected; DefaultGC when nil.
+	GC *GCOptions
+	// Log is told what background work could not do; nothing when nil.
+	Log *slog.Logger
+	// LockTimeout is how long Open waits for another process that has the
+	// database open; 10 s when 0.
+	LockTimeout time.Duration
 }
 
 // DB is the metadata database.
-type DB struct{}
+type DB struct {
+	path     string
+	bolt     *bolt.DB
+	content  blobBackend
+	backends map[string]*backend
+	events   *events.Exchange
+	isolated bool
+	clock    func() time.Time
+	log      *slog.Logger
+	report   Report
 
-// Open opens or makes the database.
-func Open(ctx context.Context, opts Options) (*DB, error) { return nil, nil }
+	writers writers
+	claims  claims
+	locks   par.Locks[string] // of snapshots, by snapshotter, namespace and key
+	numbers numbers
+	sched   *scheduler
+	backup  backups
 
-// Close ends background work and closes the database; not the stores.
-func (db *DB) Close() error { return nil }
+	collecting chan struct{}     // capacity 1: held by the collection that runs
+	touched    map[node]struct{} // the barrier of gc.go; belongs to the write transaction
+
+	ctx        context.Context // ends with Close
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+}
+
+// Open opens or makes the database. A damaged file is no error: it is put
+// aside and replaced by what could be saved, which Report tells. The caller
+// closes the DB.
+func Open(ctx context.Context, opts Options) (*DB, error) {
+	db := &DB{
+		path:       opts.Path,
+		backends:   map[string]*backend{},
+		events:     opts.Events,
+		isolated:   opts.Isolated,
+		clock:      opts.Now,
+		log:        opts.Log,
+		collecting: make(chan struct{}, 1),
+	}
+	db.content.store = opts.Content
+	// After a crash, backends may have what no record names: the first
+	// collection looks.
+	db.content.dirty.Store(true)
+	for name, b := range opts.Snapshotters {
+		db.backends[name] = &backend{Backend: b, name: name}
+		db.backends[name].dirty.Store(true)
+	}
+	if db.clock == nil {
+		db.clock = time.Now
+	}
+	if db.log == nil {
+		db.log = slog.New(slog.DiscardHandler)
+	}
+	gc := DefaultGC()
+	if opts.GC != nil {
+		gc = *opts.GC
+	}
+	db.ctx, db.cancel = context.WithCancel(context.Background())
+	db.sched = newScheduler(gc, db.clock, db.collectInBackground)
+	db.backup.run = db.backupInBackground
+	timeout := opts.LockTimeout
+	if timeout == 0 {
+		timeout = 10 * time.Second
+	}
+	if err := db.open(ctx, timeout); err != nil {
+		db.cancel()
+		return nil, fmt.Errorf("open metadata database %s: %w", opts.Path, err)
+	}
+	db.sched.start()
+	return db, nil
+}
+
+func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
+	if err := os.MkdirAll(filepath.Dir(db.path), 0o711); err != nil {
+		return err
+	}
+	f, err := lockFile(ctx, db.path, timeout)
+	if err != nil {
+		return err
+	}
+	last, report, err := rescueFile(f, db.path, db.now())
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	db.report = report
+	if report.Damage != nil {
+		// The lock is that of the file which was put aside.
+		f.Close()
+		if f, err = lockFile(ctx, db.path, timeout); err != nil {
+			return err
+		}
+	}
+	if err := db.openBolt(f); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, db.bolt.Close())
+		}
+	}()
+	ready := false
+	if err := db.view(ctx, func(tx *bolt.Tx) error {
+		ready = prepared(tx)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if !ready {
+		if err := db.update(ctx, prepare); err != nil {
+			return err
+		}
+	}
+	if last > 0 && cleanMark(db.path) != last || report.Damage != nil {
+		db.report.Unclean = true
+		if err := db.view(ctx, func(tx *bolt.Tx) error {
+			db.report.Unreadable = unreadable(tx)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if report.Damage != nil {
+		return db.adoptOrphans(ctx)
+	}
+	return nil
+}
+
+// openBolt opens the file that is locked already; bolt owns it from then on.
+func (db *DB) openBolt(f *os.File) (err error) {
+	defer catchFaults(&err)()
+	db.bolt, err = bolt.Open(db.path, 0o600, &bolt.Options{
+		// The lock belongs to the open file: bolt's own attempt succeeds.
+		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return f, nil },
+		// As containerd does. The free list is found by a walk when the file is
+		// opened, and not written with every commit.
+		NoFreelistSync: true,
+		FreelistType:   bolt.FreelistMapType,
+		NoStatistics:   true,
+		// Addresses, not memory: the file need not be mapped anew when it
+		// grows, for which a writer would wait for all readers, and readers
+		// for it.
+		InitialMmapSize: 1 << 30,
+	})
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	db.bolt.AllocSize = 1 << 20
+	return nil
+}
+
+// lockFile opens the database's file, which it makes when there is none, and
+// locks it as bolt does.
+func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(&os.PathError{Op: "lock", Path: path, Err: err}, f.Close())
+		}
+		// There is no lock with a timeout; this happens at start-up only.
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("another process, perhaps a daemon that still runs, has it open: %w", errdefs.ErrUnavailable)
+		}
+	}
+}
+
+// Report tells what Open found and did.
+func (db *DB) Report() Report { return db.report }
+
+// Close ends background work and closes the database; not the stores. It waits
+// for calls that are under way; callers have ended theirs.
+func (db *DB) Close() error {
+	db.sched.close()
+	due := db.backup.close()
+	db.cancel()
+	db.collecting <- struct{}{} // waits for a collection, and no other begins
+	db.waitForBackends()
+	var err error
+	if due {
+		err = db.writeBackup()
+	}
+	var last uint64
+	err = errors.Join(err, db.view(context.Background(), func(tx *bolt.Tx) error {
+		last = uint64(tx.ID())
+		return nil
+	}))
+	if cerr := db.bolt.Close(); cerr != nil {
+		return errors.Join(err, cerr)
+	}
+	// Everything is on disk: what the mark says is true.
+	return errors.Join(err, writeCleanMark(db.path, last))
+}
+
+// waitForBackends waits for backends that are being cleaned, but not long for
+// one that hangs: it finds the database closed when it comes back.
+func (db *DB) waitForBackends() {
+	done := make(chan struct{})
+	go func() {
+		db.background.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		db.log.Warn("a backend does not answer, the database is closed without it")
+	}
+}
+
+func (db *DB) collectInBackground() bool {
+	_, _, err := db.collect(db.ctx)
+	if err != nil && db.ctx.Err() == nil {
+		db.log.Error("garbage collection failed", "error", err)
+	}
+	return err == nil
+}
+
+func (db *DB) backupInBackground() {
+	if err := db.writeBackup(); err != nil {
+		db.log.Warn("metadata backup failed", "error", err)
+	}
+}
+
+func (db *DB) now() time.Time { return db.clock().UTC() }
+
+// expires tells the scheduler of a gc.expire label.
+func (db *DB) expires(label string) {
+	if t, err := time.Parse(time.RFC3339, label); err == nil {
+		db.sched.expireAt(t)
+	}
+}
+
+func (db *DB) publish(ctx context.Context, namespace string, e events.Event) {
+	db.events.Publish(ctx, namespace, e)
+}
 
 // Namespaces returns the namespace records.
 func (db *DB) Namespaces() Namespaces { return Namespaces{db} }
@@ -43,34 +328,6 @@ func (db *DB) Namespaces() Namespaces { return Namespaces{db} }
 // from the write when there is no such lease.
 func (db *DB) Scope(namespace, lease string) Scope { return Scope{db, namespace, lease} }
 
-// GCStats is what a collection did and how long its phases took.
-type GCStats struct {
-	Mark, Sweep time.Duration
-	Removed     int
-}
-
-// Collect runs a garbage collection now and returns when it is done.
-func (db *DB) Collect(ctx context.Context) (GCStats, error) { return GCStats{}, nil }
-
-// Namespaces keeps namespaces and their labels.
-type Namespaces struct{ db *DB }
-
-func (n Namespaces) Create(ctx context.Context, ns object.Namespace) error { return nil }
-func (n Namespaces) Get(ctx context.Context, name string) (object.Namespace, error) {
-	return object.Namespace{}, nil
-}
-func (n Namespaces) List(ctx context.Context) ([]object.Namespace, error) { return nil, nil }
-
-// Update sets the labels at the field paths ("labels", "labels.<key>"; none
-// means all).
-func (n Namespaces) Update(ctx context.Context, ns object.Namespace, fieldpaths ...string) (object.Namespace, error) {
-	return object.Namespace{}, nil
-}
-
-// Delete removes an empty namespace; errdefs.ErrFailedPrecondition names what
-// is left in it.
-func (n Namespaces) Delete(ctx context.Context, name string) error { return nil }
-
 // Scope is the database as one namespace, and perhaps one lease, sees it.
 type Scope struct {
 	db        *DB
@@ -78,96 +335,56 @@ type Scope struct {
 	lease     string
 }
 
-func (s Scope) Namespace() string      { return s.namespace }
-func (s Scope) Content() content.Store { return nil }
+// Namespace that the scope is of.
+func (s Scope) Namespace() string { return s.namespace }
+
+// Content returns the namespace's view of the content store.
+func (s Scope) Content() content.Store { return blobs{s} }
 
 // Snapshotter returns the namespace's view of a snapshotter; the empty name is
 // errdefs.ErrInvalidArgument, an unknown one errdefs.ErrNotFound with the names that there are.
-func (s Scope) Snapshotter(name string) (snapshot.Backend, error) { return nil, nil }
-func (s Scope) Images() Images                                    { return Images{s} }
-func (s Scope) Containers() Containers                            { return Containers{s} }
-func (s Scope) Leases() Leases                                    { return Leases{s} }
-func (s Scope) Sandboxes() Sandboxes                              { return Sandboxes{s} }
-
-// Images keeps image records.
-type Images struct{ scope Scope }
-
-func (i Images) Get(ctx context.Context, name string) (object.Image, error) {
-	return object.Image{}, nil
-}
-func (i Images) List(ctx context.Context, filters ...string) ([]object.Image, error) { return nil, nil }
-func (i Images) Create(ctx context.Context, img object.Image) (object.Image, error) {
-	return object.Image{}, nil
+// The view is also a snapshot.Syncer and a snapshot.Cleaner.
+func (s Scope) Snapshotter(name string) (snapshot.Backend, error) {
+	if name == "" {
+		return nil, invalid("no snapshotter was named; there are %s", s.db.snapshotters())
+	}
+	b, ok := s.db.backends[name]
+	if !ok {
+		return nil, fmt.Errorf("snapshotter %q, there are %s: %w", name, s.db.snapshotters(), errdefs.ErrNotFound)
+	}
+	return &snapshots{s, name, b}, nil
 }
 
-// Update changes the field paths ("labels", "labels.<key>", "target",
-// "annotations"); none means everything that may change.
-func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...string) (object.Image, error) {
-	return object.Image{}, nil
+func (db *DB) snapshotters() string {
+	return strings.Join(slices.Sorted(maps.Keys(db.backends)), ", ")
 }
 
-// ImageDelete refines Images.Delete.
-type ImageDelete struct {
-	// Sync runs a collection before it returns.
-	Sync bool
-	// Target, when set, must be the digest of the image's target;
-	// errdefs.ErrNotFound otherwise.
-	Target string
+func (s Scope) Images() Images         { return Images{s} }
+func (s Scope) Containers() Containers { return Containers{s} }
+func (s Scope) Leases() Leases         { return Leases{s} }
+func (s Scope) Sandboxes() Sandboxes   { return Sandboxes{s} }
+
+// check is made before anything is written.
+func (s Scope) check() error { return checkNamespace(s.namespace) }
+
+func (s Scope) publish(ctx context.Context, e events.Event) { s.db.publish(ctx, s.namespace, e) }
+
+// numbers hands out the numbers in the names of backend snapshots. They grow
+// beyond what the database says, so that one may be taken without a
+// transaction; the record brings it into the database. A crash before that
+// leaves a backend snapshot of the number, and the number to be used again:
+// Prepare goes on to the next when the backend has it.
+type numbers struct {
+	mu   sync.Mutex
+	last map[string]uint64
 }
 
-func (i Images) Delete(ctx context.Context, name string, opts ImageDelete) error { return nil }
-
-// Containers keeps container records.
-type Containers struct{ scope Scope }
-
-func (c Containers) Get(ctx context.Context, id string) (object.Container, error) {
-	return object.Container{}, nil
+func (n *numbers) next(sequence string, used uint64) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.last == nil {
+		n.last = map[string]uint64{}
+	}
+	n.last[sequence] = max(n.last[sequence], used) + 1
+	return n.last[sequence]
 }
-func (c Containers) List(ctx context.Context, filters ...string) ([]object.Container, error) {
-	return nil, nil
-}
-func (c Containers) Create(ctx context.Context, ctr object.Container) (object.Container, error) {
-	return object.Container{}, nil
-}
-func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths ...string) (object.Container, error) {
-	return object.Container{}, nil
-}
-func (c Containers) Delete(ctx context.Context, id string) error { return nil }
-
-// Leases keeps leases and what they hold.
-type Leases struct{ scope Scope }
-
-// Create makes a lease; one without an ID gets a random one.
-func (l Leases) Create(ctx context.Context, lease object.Lease) (object.Lease, error) {
-	return object.Lease{}, nil
-}
-func (l Leases) List(ctx context.Context, filters ...string) ([]object.Lease, error) {
-	return nil, nil
-}
-
-// Delete removes a lease; sync runs a collection before it returns.
-func (l Leases) Delete(ctx context.Context, id string, sync bool) error { return nil }
-func (l Leases) AddResource(ctx context.Context, id string, r object.Resource) error {
-	return nil
-}
-func (l Leases) DeleteResource(ctx context.Context, id string, r object.Resource) error { return nil }
-func (l Leases) ListResources(ctx context.Context, id string) ([]object.Resource, error) {
-	return nil, nil
-}
-
-// Sandboxes keeps sandbox records.
-type Sandboxes struct{ scope Scope }
-
-func (s Sandboxes) Get(ctx context.Context, id string) (object.Sandbox, error) {
-	return object.Sandbox{}, nil
-}
-func (s Sandboxes) List(ctx context.Context, filters ...string) ([]object.Sandbox, error) {
-	return nil, nil
-}
-func (s Sandboxes) Create(ctx context.Context, sb object.Sandbox) (object.Sandbox, error) {
-	return object.Sandbox{}, nil
-}
-func (s Sandboxes) Update(ctx context.Context, sb object.Sandbox, fieldpaths ...string) (object.Sandbox, error) {
-	return object.Sandbox{}, nil
-}
-func (s Sandboxes) Delete(ctx context.Context, id string) error { return nil }

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/failpoint"
+
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 )
@@ -77,6 +79,7 @@ func Serve(ctx context.Context, cfg Config) error {
 			}
 		case <-end.done:
 			server.Close()
+			failpoint.Hit("shim.end.before-socket")
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()

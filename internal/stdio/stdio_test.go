@@ -287,7 +287,7 @@ func TestLogger(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the logger does not end")
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // deliberate: an orphan, its end cannot be waited for
 	}
 	var ws unix.WaitStatus
 	unix.Wait4(-1, &ws, 0, nil) // it is an orphan, which the shim would reap

@@ -1,14 +1,21 @@
-// Package task is running containers as the daemon sees them: bundles on disk,
-// the shims that hold the containers, and how to reach them.
 package task
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
 	"time"
 
+	"berth/internal/cgroup"
 	"berth/internal/events"
 	"berth/internal/object"
+
+	"github.com/containerd/errdefs"
 )
 
 // Options of New.
@@ -19,122 +26,300 @@ type Options struct {
 	Root, State string
 	// Address and TTRPCAddress are the daemon's sockets, told to shims.
 	Address, TTRPCAddress string
-	Events                *events.Exchange
-	Log                   *slog.Logger
+	// SocketDir is where shims' sockets are made: at most 42 bytes. Empty means
+	// <State>/s, or /run/containerd/s when that is too long.
+	SocketDir string
+	// Version of the daemon, told to shims.
+	Version string
+	Events  *events.Exchange
+	Log     *slog.Logger
 	// Env is added to the environment of shims.
 	Env []string
 }
 
+// Deadlines of calls that must not depend on the goodwill of a shim; the values
+// are those of containerd's io.containerd.timeout.* but for cleanup, which has
+// 5 s there: too little for runc on a busy disk.
+const (
+	stateTimeout    = 2 * time.Second
+	loadTimeout     = 5 * time.Second
+	cleanupTimeout  = 10 * time.Second
+	shutdownTimeout = 3 * time.Second
+)
+
 // Manager starts, finds and ends shims, and passes operations on to them. One
 // shim that hangs never holds up another's tasks.
-type Manager struct{}
+type Manager struct {
+	opts  Options
+	log   *slog.Logger
+	debug bool
+	// self is the daemon's executable.
+	self string
 
-// New makes a manager. It touches no shim: Recover does.
-func New(opts Options) (*Manager, error) { return nil, nil }
+	infos  infoCache
+	spares spares
 
-// Recover adopts the shims that an earlier daemon left, ends what is left of
-// dead ones, and reports their exits. The API may be served meanwhile: a call
-// for a task that is not settled yet waits for it alone.
-func (m *Manager) Recover(ctx context.Context, namespaces []string) error { return nil }
+	// background counts what runs beside calls: removals, clean-ups, watches.
+	background sync.WaitGroup
+	// life ends with Close.
+	life context.Context
+	end  context.CancelFunc
 
-// Close lets go of the shims; they live on.
-func (m *Manager) Close() error { return nil }
+	attach *cgroup.Attacher
 
-// CreateOptions is what a task needs beyond its container's record.
-type CreateOptions struct {
-	Rootfs []object.Mount
-	IO     object.TaskIO
-	// Checkpoint is the path of a checkpoint to restore from, or empty.
-	Checkpoint string
-	// Options for the runtime; override those of the container when set.
-	Options *object.Any
-	// RuntimePath is the path of a shim to use instead of the runtime's own.
-	RuntimePath string
-	// Address and Version of a task API that serves the container already, in
-	// place of a shim to start.
-	Address string
-	Version uint32
+	// found is set by New and used up by Recover.
+	found leftovers
+	// deletes bounds how many delete commands run at once.
+	deletes chan struct{}
+
+	mu     sync.Mutex
+	tasks  map[key]*task
+	shims  map[string]*shim // by address
+	closed bool
 }
 
-// Create makes the task of a container: a bundle, a shim, an init process that
-// waits to be started. It returns the init's PID.
-// errdefs.ErrAlreadyExists when it has a task; errdefs.ErrNotFound when there
-// is no such runtime. A failure leaves nothing behind.
-func (m *Manager) Create(ctx context.Context, namespace string, c object.Container, opts CreateOptions) (uint32, error) {
-	return 0, nil
+type key struct{ namespace, id string }
+
+// phase of a task, guarded by Manager.mu.
+type phase uint8
+
+const (
+	// creating: reserved for a Create that is under way; nobody else sees it.
+	creating phase = iota
+	// recovering: found on disk, not yet settled by Recover.
+	recovering
+	alive
+	// ending: its shim died and what is left of it is being cleared away.
+	ending
+)
+
+// task is the daemon's view of one container with a shim.
+type task struct {
+	key
+	bundle bundle
+	phase  phase
+	// settled is closed when the phases creating and recovering are over.
+	settled chan struct{}
+	// gone is closed when the task exists no longer; exit is set before.
+	gone chan struct{}
+	exit object.Exit
+
+	// shim is set before the task becomes alive and does not change then.
+	shim *shim
+	// pid of the init process; 0 when it is not known. Guarded by Manager.mu.
+	pid uint32
+	// deletes counts Delete calls that wait for the shim. Guarded by Manager.mu.
+	deletes int
 }
 
-// Start runs the init process, or the exec process when execID is not empty.
-func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid uint32, err error) {
-	return 0, nil
+// New makes a manager and notes which bundles there are. It touches no shim:
+// Recover does, and calls for one of those tasks wait for it.
+func New(opts Options) (*Manager, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []*string{&opts.Root, &opts.State} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, fmt.Errorf("directory of tasks %q: %w", *dir, err)
+		}
+		*dir = abs
+		// 0711: containers with a user namespace reach their bundle through it.
+		if err := os.MkdirAll(filepath.Join(abs, tasksDir), 0o711); err != nil {
+			return nil, fmt.Errorf("make directory of tasks: %w", err)
+		}
+	}
+	if err := opts.setSocketDir(); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the daemon's own executable: %w", err)
+	}
+	life, end := context.WithCancel(context.Background())
+	m := &Manager{
+		opts:  opts,
+		log:   opts.Log,
+		debug: opts.Log.Enabled(life, slog.LevelDebug),
+		self:  self,
+		life:  life,
+		end:   end,
+		tasks: make(map[key]*task),
+		shims: make(map[string]*shim),
+
+		attach: cgroup.NewAttacher(),
+
+		deletes: make(chan struct{}, 2*runtime.NumCPU()+2),
+	}
+	if err := m.findBundles(); err != nil {
+		end()
+		return nil, err
+	}
+	if opts.Events != nil {
+		m.anticipate()
+	}
+	return m, nil
 }
 
-// Delete removes a stopped task with its bundle and shim, or a stopped exec
-// process when execID is not empty. errdefs.ErrFailedPrecondition while it runs.
-func (m *Manager) Delete(ctx context.Context, namespace, id, execID string) (object.Exit, error) {
-	return object.Exit{}, nil
+// anticipate prepares for a task as soon as there is a container to make one of.
+func (m *Manager) anticipate() {
+	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/containers/create"`)
+	m.background.Go(func() {
+		for range created {
+			m.attach.Prepare()
+		}
+	})
 }
 
-// State of a process; errdefs.ErrNotFound when there is no such task or exec.
-func (m *Manager) State(ctx context.Context, namespace, id, execID string) (object.Process, error) {
-	return object.Process{}, nil
-}
-
-// List describes the init processes of a namespace's tasks. A task whose shim
-// does not answer in time is reported as TaskUnknown.
-func (m *Manager) List(ctx context.Context, namespace string) ([]object.Process, error) {
-	return nil, nil
-}
-
-// Kill sends a signal, to all processes of the container when all is set.
-func (m *Manager) Kill(ctx context.Context, namespace, id, execID string, signal uint32, all bool) error {
+// Close lets go of the shims; they live on. Calls under way fail.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	shims := make([]*shim, 0, len(m.shims))
+	for _, s := range m.shims {
+		shims = append(shims, s)
+	}
+	m.mu.Unlock()
+	m.end()
+	m.spares.close()
+	for _, s := range shims {
+		s.release()
+	}
+	m.background.Wait()
 	return nil
 }
 
-// ExecOptions describes a further process of a task.
-type ExecOptions struct {
-	IO object.TaskIO
-	// Spec is an OCI process.
-	Spec object.Any
+// errClosed is what calls get after Close.
+var errClosed = fmt.Errorf("the daemon is shutting down: %w", errdefs.ErrUnavailable)
+
+// reserve makes the task of id in phase creating. One that is just being
+// recovered or cleared away is waited for.
+func (m *Manager) reserve(ctx context.Context, k key) (*task, error) {
+	for {
+		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, errClosed
+		}
+		old := m.tasks[k]
+		if old == nil {
+			t := m.newTask(k, creating)
+			m.tasks[k] = t
+			m.mu.Unlock()
+			return t, nil
+		}
+		wait := old.settled
+		switch old.phase {
+		case ending:
+			wait = old.gone
+		case creating, alive:
+			m.mu.Unlock()
+			return nil, fmt.Errorf("container %q has a task: %w", k.id, errdefs.ErrAlreadyExists)
+		}
+		m.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for an earlier task of container %q: %w", k.id, ctx.Err())
+		}
+	}
 }
 
-// Exec adds a process to a task; Start runs it.
-func (m *Manager) Exec(ctx context.Context, namespace, id, execID string, opts ExecOptions) error {
+func (m *Manager) newTask(k key, p phase) *task {
+	return &task{
+		key:     k,
+		bundle:  m.bundleOf(k),
+		phase:   p,
+		settled: make(chan struct{}),
+		gone:    make(chan struct{}),
+	}
+}
+
+// settle ends the phase creating or recovering with a live task. If the shim
+// died in between, the task ends at once, as with any death of a shim.
+func (m *Manager) settle(t *task, s *shim, pid uint32) {
+	m.mu.Lock()
+	t.shim, t.pid = s, pid
+	t.phase = alive
+	dead := s.isDead()
+	if dead {
+		t.phase = ending
+	}
+	close(t.settled)
+	m.mu.Unlock()
+	if dead {
+		m.background.Go(func() { m.bury(t) })
+	}
+}
+
+// forget takes a task out of the table: it is as if it had never been, or has
+// been deleted with the given exit. Its bundle must be gone before.
+func (m *Manager) forget(t *task, exit object.Exit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.tasks[t.key] != t {
+		return
+	}
+	delete(m.tasks, t.key)
+	if t.phase == creating || t.phase == recovering {
+		close(t.settled)
+	}
+	t.phase = ending
+	t.exit = exit
+	close(t.gone)
+}
+
+// lookup finds a task that is alive, or ending. A task that is being recovered
+// is waited for; one that is being created does not exist yet.
+func (m *Manager) lookup(ctx context.Context, namespace, id string) (*task, error) {
+	k := key{namespace, id}
+	for {
+		m.mu.Lock()
+		t := m.tasks[k]
+		if t == nil || t.phase == creating {
+			m.mu.Unlock()
+			return nil, fmt.Errorf("container %q has no task: %w", id, errdefs.ErrNotFound)
+		}
+		p := t.phase
+		m.mu.Unlock()
+		if p != recovering {
+			return t, nil
+		}
+		select {
+		case <-t.settled:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("task of container %q is still being recovered: %w", id, ctx.Err())
+		case <-m.life.Done():
+			return nil, errClosed
+		}
+	}
+}
+
+// identifier checks a namespace, a container's ID or an exec's by containerd's
+// rule for names. They become names of directories.
+func identifier(what, s string) error {
+	if s == "" {
+		return fmt.Errorf("%s is empty: %w", what, errdefs.ErrInvalidArgument)
+	}
+	if len(s) > 76 {
+		return fmt.Errorf("%s %q has %d characters, at most 76 are allowed: %w", what, s, len(s), errdefs.ErrInvalidArgument)
+	}
+	separator := true // a separator may not come first, last or twice
+	for _, c := range []byte(s) {
+		switch {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+			separator = false
+		case !separator && (c == '.' || c == '-' || c == '_'):
+			separator = true
+		default:
+			return fmt.Errorf("%s %q has %q where a letter or a digit must be: %w", what, s, c, errdefs.ErrInvalidArgument)
+		}
+	}
+	if separator {
+		return fmt.Errorf("%s %q ends in a separator: %w", what, s, errdefs.ErrInvalidArgument)
+	}
 	return nil
 }
 
-func (m *Manager) ResizePty(ctx context.Context, namespace, id, execID string, width, height uint32) error {
-	return nil
-}
-
-// CloseIO closes the standard input of a process.
-func (m *Manager) CloseIO(ctx context.Context, namespace, id, execID string, stdin bool) error {
-	return nil
-}
-func (m *Manager) Pause(ctx context.Context, namespace, id string) error  { return nil }
-func (m *Manager) Resume(ctx context.Context, namespace, id string) error { return nil }
-func (m *Manager) Pids(ctx context.Context, namespace, id string) ([]object.ProcessInfo, error) {
-	return nil, nil
-}
-func (m *Manager) Checkpoint(ctx context.Context, namespace, id, path string, options *object.Any) error {
-	return nil
-}
-func (m *Manager) Update(ctx context.Context, namespace, id string, resources object.Any, annotations map[string]string) error {
-	return nil
-}
-
-// Wait returns when the process has ended, or ctx has.
-func (m *Manager) Wait(ctx context.Context, namespace, id, execID string) (object.Exit, error) {
-	return object.Exit{}, nil
-}
-
-// Stats returns the cgroup metrics of a task in the form that its shim chose.
-func (m *Manager) Stats(ctx context.Context, namespace, id string) (object.Any, time.Time, error) {
-	return object.Any{}, time.Time{}, nil
-}
-
-// RuntimeInfo asks a runtime's shim (its -info) about itself; the result and
-// the options are serialised containerd.runc.v1 messages.
-func (m *Manager) RuntimeInfo(ctx context.Context, runtime, path string, options *object.Any) (object.Any, error) {
-	return object.Any{}, nil
-}
+// isGone tells whether err means that the other side or the file is no longer there.
+func isGone(err error) bool { return errors.Is(err, os.ErrNotExist) }

@@ -5,18 +5,34 @@
 // commit, one durability barrier, image record): all layers at once, bounded
 // by cores and memory. It runs in the daemon over package meta, and in ctr
 // --local over clients of a daemon.
+//
+// What holds whatever happens: a blob becomes visible only when its digest is
+// right, a layer's snapshot only when its diff ID is right too and its parent
+// is there, an image record only when everything below it is there and on
+// disk. What a failed transfer leaves is ingests, which the next one resumes,
+// and blobs and snapshots that are whole, which the collector takes once the
+// lease has gone. What a crash leaves besides is uncommitted snapshots under
+// keys that begin with "extract-"; they are held by the lease alone.
+//
+// Locks: Service.locks holds one lock for each blob and each chain ID in work,
+// so that transfers of the same content share it instead of doing it twice. A
+// transfer takes the lock of a chain ID before that of the blob. While it holds
+// the one of a chain ID it waits only for its own layers further down, and it
+// holds none of its download slots while it waits for one. Who holds the lock
+// of a blob waits for no other lock and no slot.
 package transfer
 
 import (
 	"context"
-	"io"
+	"fmt"
+	"runtime"
 
 	"berth/internal/content"
 	"berth/internal/diff"
 	"berth/internal/object"
-	"berth/internal/registry"
 	"berth/internal/snapshot"
 
+	"github.com/containerd/errdefs"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -41,6 +57,11 @@ type Stores struct {
 	Leases      Leases
 	Content     content.Store
 	Snapshotter func(name string) (snapshot.Backend, error)
+	// Applier, unless it is nil, unpacks the layers instead of Options.Differ:
+	// from the content store onto mounts that may be those of another process.
+	// Layers are then applied one after the other, each when it has been
+	// fetched.
+	Applier diff.Applier
 }
 
 // Scope opens a namespace's stores so that what is written is held by the
@@ -50,11 +71,12 @@ type Scope func(namespace, lease string) Stores
 // Options of New.
 type Options struct {
 	Scope Scope
-	// Differ unpacks locally; Appliers of proxy plugins come with a later step.
-	Differ interface {
-		diff.Applier
-		diff.Unpacker
-	}
+	// Differ unpacks layers here, while they arrive. It may be nil when every
+	// scope has an Applier.
+	Differ diff.Unpacker
+	// SyncFS makes an Applier bring each layer to the disk: there is no barrier
+	// for snapshots that are kept by another process.
+	SyncFS bool
 	// Snapshotter is the default one.
 	Snapshotter string
 	// MaxDownloads and MaxUnpacks bound one transfer's parallelism; 0 chooses
@@ -64,11 +86,35 @@ type Options struct {
 	TempDir string
 }
 
-// Service runs transfers.
-type Service struct{}
+// Service runs transfers. It is safe for concurrent use.
+type Service struct {
+	opts  Options
+	locks locks
+}
 
 // New makes a service.
-func New(opts Options) *Service { return nil }
+func New(opts Options) *Service {
+	if opts.MaxDownloads <= 0 {
+		opts.MaxDownloads = max(4, min(runtime.GOMAXPROCS(0)+2, 8))
+	}
+	if opts.MaxUnpacks <= 0 {
+		opts.MaxUnpacks = opts.MaxDownloads
+	}
+	return &Service{opts: opts}
+}
+
+// snapshotter opens one of a namespace's snapshotters; the empty name is the
+// default one.
+func (s *Service) snapshotter(st Stores, name string) (string, snapshot.Backend, error) {
+	if name == "" {
+		name = s.opts.Snapshotter
+	}
+	if name == "" {
+		return "", nil, fmt.Errorf("no snapshotter is named and there is no default: %w", errdefs.ErrInvalidArgument)
+	}
+	sn, err := st.Snapshotter(name)
+	return name, sn, err
+}
 
 // Progress is one report; the fields are those of containerd's progress message.
 type Progress struct {
@@ -96,10 +142,12 @@ type ImageTarget struct {
 	// Name of the record. Empty for an import that names its images itself.
 	Name   string
 	Labels map[string]string
-	// Platforms to fetch, as specifiers already parsed; none means those of the host.
+	// Platforms to fetch, as specifiers already parsed; none means all there are.
 	Platforms []ispec.Platform
 	// AllMetadata fetches the manifests and configs of every platform.
 	AllMetadata bool
+	// MetadataOnly fetches the manifests and configs, and no layer.
+	MetadataOnly bool
 	// ManifestLimit bounds how many platforms of an index are taken; 0 is no bound.
 	ManifestLimit int
 	Unpacks       []UnpackTarget
@@ -114,53 +162,4 @@ type Reference struct {
 	AllowOverwrite  bool
 	AddDigest       bool
 	SkipNamedDigest bool
-}
-
-// Pull fetches the image that the remote names, unpacks it, and records it.
-func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (object.Image, error) {
-	return object.Image{}, nil
-}
-
-// Push sends an image to the registry that the remote names.
-func (s *Service) Push(ctx context.Context, namespace, lease string, image string, platforms []ispec.Platform, to *registry.Remote, progress ProgressFunc) error {
-	return nil
-}
-
-// ImportOptions refines Import.
-type ImportOptions struct {
-	// MediaType of the stream; a tar archive, perhaps compressed, when empty.
-	MediaType string
-	// ForceCompress compresses uncompressed layers on import.
-	ForceCompress bool
-}
-
-// Import reads an OCI layout or docker-save archive and records its images.
-func (s *Service) Import(ctx context.Context, namespace, lease string, r io.Reader, opts ImportOptions, to ImageTarget, progress ProgressFunc) ([]object.Image, error) {
-	return nil, nil
-}
-
-// ExportOptions refines Export.
-type ExportOptions struct {
-	MediaType    string
-	Platforms    []ispec.Platform
-	AllPlatforms bool
-	// SkipDockerManifest leaves manifest.json out.
-	SkipDockerManifest bool
-	// SkipNonDistributable leaves foreign layers out.
-	SkipNonDistributable bool
-}
-
-// Export writes images as an OCI layout with a docker-save manifest.
-func (s *Service) Export(ctx context.Context, namespace string, images []string, w io.Writer, opts ExportOptions, progress ProgressFunc) error {
-	return nil
-}
-
-// Tag records the target of an image under another name; force replaces.
-func (s *Service) Tag(ctx context.Context, namespace, from, to string, progress ProgressFunc) (object.Image, error) {
-	return object.Image{}, nil
-}
-
-// Unpack makes the chain of snapshots of an image's manifest for a platform.
-func (s *Service) Unpack(ctx context.Context, namespace, lease string, image object.Image, target UnpackTarget, progress ProgressFunc) error {
-	return nil
 }

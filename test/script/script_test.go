@@ -109,8 +109,9 @@ func isBerth(program string) (bool, error) {
 
 // machine is what one script runs against.
 type machine struct {
-	dir      string
-	restarts bool
+	dir       string
+	namespace string
+	restarts  bool
 
 	mu       sync.Mutex // guards the processes
 	daemon   *exec.Cmd
@@ -121,7 +122,10 @@ type machine struct {
 const machineKey = "machine"
 
 func setup(env *testscript.Env, restarts bool) error {
-	m := &machine{dir: filepath.Join(env.WorkDir, "d"), restarts: restarts}
+	// Cgroups and the runtime's state are the host's: a namespace of its own
+	// keeps one script's containers from another's.
+	namespace := strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-")
+	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
 	}
@@ -133,9 +137,7 @@ func setup(env *testscript.Env, restarts bool) error {
 	env.Values[machineKey] = m
 	env.Setenv("PATH", filepath.Dir(ctr)+":"+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	env.Setenv("CONTAINERD_ADDRESS", m.address())
-	// Cgroups and the runtime's state are the host's: a namespace of its own
-	// keeps one script's containers from another's.
-	env.Setenv("CONTAINERD_NAMESPACE", strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-"))
+	env.Setenv("CONTAINERD_NAMESPACE", namespace)
 	env.Setenv("D", m.dir)
 	env.Setenv("IMAGE", "example.com/busybox:1")
 	env.Defer(m.close)
@@ -219,10 +221,19 @@ func (m *machine) close() {
 		m.registry.Process.Kill()
 		m.registry.Wait()
 	}
+	// A shim whose daemon is gone tries for a few seconds to deliver its events.
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+	defer cancel()
+	poll(ctx, func() error {
+		if n := len(m.processes()); n > 0 {
+			return fmt.Errorf("%d processes are left", n)
+		}
+		return nil
+	})
 	var left []string
 	for _, pid := range m.processes() {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		left = append(left, fmt.Sprintf("process %d %q", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		left = append(left, fmt.Sprintf("process %d %q", pid, bytes.TrimSpace(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))))
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	mounts := m.mounts()
@@ -230,6 +241,7 @@ func (m *machine) close() {
 		left = append(left, "mount "+mounts[i])
 		syscall.Unmount(mounts[i], syscall.MNT_DETACH)
 	}
+	left = append(left, m.traces()...)
 	if len(left) > 0 {
 		leftovers.Lock()
 		leftovers.list = append(leftovers.list, fmt.Sprintf("%s: %s", filepath.Base(filepath.Dir(m.dir)), strings.Join(left, "; ")))
@@ -278,6 +290,34 @@ func (m *machine) mounts() []string {
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], m.dir) {
 			out = append(out, f[4])
+		}
+	}
+	return out
+}
+
+// traces removes, and lists, what is left of containers outside the script's
+// directory: the runtime's state and cgroups.
+func (m *machine) traces() []string {
+	var out []string
+	for _, pattern := range []string{"/run/containerd/runc/" + m.namespace + "/*", "/sys/fs/cgroup/*/" + m.namespace + "/*", "/sys/fs/cgroup/" + m.namespace + "/*"} {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			if fi, err := os.Stat(f); err != nil || !fi.IsDir() {
+				continue
+			}
+			out = append(out, "directory "+f)
+			if strings.HasPrefix(f, "/run/") {
+				os.RemoveAll(f)
+			} else {
+				os.Remove(f)
+			}
+		}
+	}
+	// The namespace's own directories are the host's business, as containerd has it.
+	for _, pattern := range []string{"/run/containerd/runc/" + m.namespace, "/sys/fs/cgroup/*/" + m.namespace, "/sys/fs/cgroup/" + m.namespace} {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			os.Remove(f)
 		}
 	}
 	return out

@@ -1,0 +1,126 @@
+// Command containerd is the daemon. Its flags and subcommands are those of
+// containerd 2.4.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"berth/internal/config"
+	"berth/internal/version"
+)
+
+const usage = `containerd - the Berth container daemon
+
+USAGE:
+   containerd [flags]                 run the daemon in the foreground
+   containerd [flags] config COMMAND  show configurations: default, dump, migrate
+   containerd [flags] publish         publish an event, which is read from stdin
+   containerd oci-hook COMMAND...     run a command as an OCI hook, its arguments filled in
+
+FLAGS:
+   -c, --config FILE       configuration (default ` + config.DefaultPath + `)
+   -l, --log-level LEVEL   trace, debug, info, warn, error, fatal or panic
+   -a, --address SOCKET    socket of the gRPC API
+       --root DIR          directory of what lasts
+       --state DIR         directory of what a reboot clears away
+   -h, --help              show this help
+   -v, --version           print the version
+
+EXAMPLES:
+   containerd --root /tmp/root --state /tmp/state --address /tmp/c.sock
+   containerd config default > /etc/containerd/config.toml
+`
+
+func main() {
+	if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "containerd:", err)
+		os.Exit(1)
+	}
+}
+
+// flags of the command line; an empty one was not given.
+type flags struct {
+	config, logLevel, address, root, state string
+	configGiven                            bool
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	var f flags
+	var help, showVersion bool
+	set := flag.NewFlagSet("containerd", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	for _, s := range []struct {
+		p     *string
+		names string
+		def   string
+	}{
+		{&f.config, "config c", config.DefaultPath},
+		{&f.logLevel, "log-level l", ""},
+		{&f.address, "address a", ""},
+		{&f.root, "root", ""},
+		{&f.state, "state", ""},
+	} {
+		for _, name := range strings.Fields(s.names) {
+			set.StringVar(s.p, name, s.def, "")
+		}
+	}
+	for p, names := range map[*bool][]string{&help: {"help", "h"}, &showVersion: {"version", "v"}} {
+		for _, name := range names {
+			set.BoolVar(p, name, false, "")
+		}
+	}
+	if err := set.Parse(args); err != nil {
+		return fmt.Errorf("%w; see containerd --help", err)
+	}
+	set.Visit(func(fl *flag.Flag) { f.configGiven = f.configGiven || fl.Name == "config" || fl.Name == "c" })
+	switch {
+	case help:
+		_, err := io.WriteString(stdout, usage)
+		return err
+	case showVersion:
+		_, err := fmt.Fprintln(stdout, strings.TrimRight(strings.Join([]string{"containerd", version.Name, version.Version, version.Revision()}, " "), " "))
+		return err
+	}
+	command, rest := set.Arg(0), set.Args()
+	switch command {
+	case "":
+		return serve(ctx, f, stderr)
+	case "config":
+		return configCommand(f, rest[1:], stdout, stderr)
+	case "publish":
+		return publish(ctx, f, rest[1:], stdin)
+	case "oci-hook":
+		return ociHook(rest[1:], stdin)
+	case "help", "h":
+		_, err := io.WriteString(stdout, usage)
+		return err
+	}
+	return fmt.Errorf("no command %q; see containerd --help", command)
+}
+
+// loadConfig reads the file, which may be missing unless it was asked for, and
+// lays the flags over it.
+func loadConfig(f flags) (*config.Config, []config.Warning, error) {
+	cfg, warnings, err := config.Load(f.config)
+	if errors.Is(err, os.ErrNotExist) && !f.configGiven {
+		cfg, err = config.Default(), nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.address != "" {
+		cfg.SetAddress(f.address)
+	}
+	for to, flag := range map[*string]string{&cfg.Root: f.root, &cfg.State: f.state, &cfg.Debug.Level: f.logLevel} {
+		if flag != "" {
+			*to = flag
+		}
+	}
+	return cfg, warnings, cfg.Check()
+}

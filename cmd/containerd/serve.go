@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"berth/internal/daemon"
+	"berth/internal/version"
+
+	"golang.org/x/sys/unix"
+)
+
+// serve runs the daemon until a signal ends it.
+func serve(ctx context.Context, f flags, stderr io.Writer) error {
+	begin := time.Now()
+	cfg, warnings, err := loadConfig(f)
+	if err != nil {
+		return err
+	}
+	level, err := daemon.ParseLevel(cfg.Debug.Level)
+	if err != nil {
+		return err
+	}
+	log := daemon.NewLogger(stderr, cfg.Debug.Format, level)
+	for _, w := range warnings {
+		log.Warn("configuration: "+w.Text, "file", w.File, "row", w.Row, "column", w.Column)
+	}
+	log.Info("starting containerd", "distribution", version.Name, "version", version.Version, "revision", version.Revision())
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	defer handleSignals(log, stop)()
+	setOOMScore(log, cfg.OOMScore)
+	if cfg.Cgroup.Path != "" {
+		log.Warn("configuration: cgroup.path is ignored: start the daemon in the cgroup that it should be in", "path", cfg.Cgroup.Path)
+	}
+
+	d, err := daemon.New(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	log.Info("serving...", "address", cfg.Plugins.GRPC.Address)
+	log.Info("serving...", "address", cfg.Plugins.TTRPC.Address)
+	log.Info(fmt.Sprintf("containerd successfully booted in %fs", time.Since(begin).Seconds()))
+	return errors.Join(d.Serve(ctx), d.Close())
+}
+
+// handleSignals calls stop when the daemon is asked to end, and writes all
+// stacks on SIGUSR1. SIGHUP (a terminal that closes, a habit of scripts) and
+// SIGPIPE (a reader of the log that leaves) do not end it. The result undoes it.
+func handleSignals(log *slog.Logger, stop func()) (undo func()) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGPIPE)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case s := <-signals:
+				switch s {
+				case unix.SIGPIPE:
+				case unix.SIGHUP:
+					log.Info("received a signal, which changes nothing", "signal", s.String())
+				case unix.SIGUSR1:
+					dumpStacks(log)
+				default:
+					log.Info("received a signal to stop", "signal", s.String())
+					stop()
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
+}
+
+// dumpStacks writes the stacks of all goroutines to the log and to a file.
+func dumpStacks(log *slog.Logger) {
+	buf := make([]byte, 64<<10)
+	for {
+		n := runtime.Stack(buf, true)
+		if n < len(buf) {
+			buf = buf[:n]
+			break
+		}
+		buf = make([]byte, 2*len(buf))
+	}
+	log.Info("=== BEGIN goroutine stack dump ===\n" + string(buf) + "\n=== END goroutine stack dump ===")
+	name := filepath.Join("/tmp", fmt.Sprintf("containerd.%d.stacks.log", os.Getpid()))
+	// Never through a link that somebody else has put into /tmp.
+	_ = os.Remove(name)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		log.Warn("stacks are not written to a file", "error", err)
+		return
+	}
+	defer f.Close()
+	if _, err := f.Write(buf); err != nil {
+		log.Warn("stacks are not written to a file", "error", err)
+		return
+	}
+	log.Info("goroutine stack dump written to " + name)
+}
+
+// setOOMScore sets how soon the kernel ends the daemon when memory is short.
+// To lower it takes CAP_SYS_RESOURCE, which not every host grants: the daemon
+// runs without.
+func setOOMScore(log *slog.Logger, score int) {
+	if score == 0 {
+		return
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(score)), 0); err != nil {
+		log.Warn("the kernel refuses the configured oom_score", "oom_score", score, "error", err)
+	}
+}

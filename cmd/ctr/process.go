@@ -1,0 +1,371 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"berth/cmd/ctr/procio"
+
+	"github.com/containerd/console"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// drainTime bounds the wait for output when the shim has let go of the process:
+// its ends of the pipes are closed by then, so that this is only for shims that
+// do otherwise.
+const drainTime = 10 * time.Second
+
+// process is the init of a task, or an exec in it.
+type process struct {
+	s          *session
+	tasks      tasksapi.TasksClient
+	id, execID string
+}
+
+func (s *session) process(id, execID string) process {
+	return process{s: s, tasks: tasksapi.NewTasksClient(s), id: id, execID: execID}
+}
+
+func (p process) kill(ctx context.Context, sig syscall.Signal, all bool) error {
+	_, err := p.tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: p.id, ExecID: p.execID, Signal: uint32(sig), All: all})
+	return err
+}
+
+func (p process) start(ctx context.Context) error {
+	_, err := p.tasks.Start(ctx, &tasksapi.StartRequest{ContainerID: p.id, ExecID: p.execID})
+	return err
+}
+
+func (p process) state(ctx context.Context) (*task.Process, error) {
+	resp, err := p.tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: p.id, ExecID: p.execID})
+	return resp.GetProcess(), err
+}
+
+// delete removes the stopped process and returns its status.
+func (p process) delete(ctx context.Context) (uint32, error) {
+	if p.execID != "" {
+		resp, err := p.tasks.DeleteProcess(ctx, &tasksapi.DeleteProcessRequest{ContainerID: p.id, ExecID: p.execID})
+		return resp.GetExitStatus(), err
+	}
+	resp, err := p.tasks.Delete(ctx, &tasksapi.DeleteTaskRequest{ContainerID: p.id})
+	return resp.GetExitStatus(), err
+}
+
+// destroy kills the process if it runs, and deletes it.
+func (p process) destroy(ctx context.Context) error {
+	err := p.kill(ctx, syscall.SIGKILL, p.execID == "")
+	if err == nil {
+		_, err = p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
+	}
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	_, err = p.delete(ctx)
+	return ignoreNotFound(err)
+}
+
+func (p process) resize(ctx context.Context, con console.Console) error {
+	size, err := con.Size()
+	if err != nil {
+		return err
+	}
+	_, err = p.tasks.ResizePty(ctx, &tasksapi.ResizePtyRequest{ContainerID: p.id, ExecID: p.execID, Width: uint32(size.Width), Height: uint32(size.Height)})
+	return err
+}
+
+// exit is the answer to a wait.
+type exit struct {
+	status uint32
+	err    error
+}
+
+// wait asks for the exit status, before the process is started.
+func (p process) wait(ctx context.Context) <-chan exit {
+	c := make(chan exit, 1)
+	go func() {
+		resp, err := p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
+		c <- exit{resp.GetExitStatus(), err}
+	}()
+	return c
+}
+
+// processIO says where the streams of a new process lead.
+type processIO struct {
+	pipes  *procio.Pipes // its paths may be URIs, or empty
+	copier *procio.Copier
+	con    console.Console // in raw mode; nil without a terminal
+}
+
+// openIO makes the IO that the flags null-io, log-uri and fifo-dir describe.
+func openIO(ctx context.Context, cmd *cli.Command, p process, terminal, attach bool) (*processIO, error) {
+	logURI, nullIO := cmd.String("log-uri"), cmd.Bool("null-io")
+	switch {
+	case terminal && (nullIO || logURI != ""):
+		return nil, invalid("--tty cannot be used with --null-io or --log-uri")
+	case nullIO:
+		return &processIO{pipes: &procio.Pipes{}}, nil
+	case logURI != "":
+		if u, err := url.Parse(logURI); err != nil || u.Scheme == "" {
+			return nil, invalid("--log-uri %s is not a URI such as file:///var/log/x or binary:///usr/bin/logger", logURI)
+		}
+		return &processIO{pipes: &procio.Pipes{Stdout: logURI, Stderr: logURI}}, nil
+	}
+	name := p.id
+	if p.execID != "" {
+		name = p.execID
+	}
+	if strings.ContainsRune(name, '/') {
+		return nil, invalid("%q is not a valid id: it contains a slash", name)
+	}
+	pipes, err := procio.New(cmd.String("fifo-dir"), name, terminal)
+	if err != nil {
+		return nil, err
+	}
+	pio := &processIO{pipes: pipes}
+	if attach {
+		err = pio.attach(ctx, p)
+	} else {
+		pio.copier, err = procio.Hold(pipes)
+	}
+	if err != nil {
+		pio.close(true)
+		return nil, err
+	}
+	return pio, nil
+}
+
+// attach joins the pipes with our own streams. With a terminal, ours becomes raw.
+func (pio *processIO) attach(ctx context.Context, p process) (err error) {
+	streams := procio.Streams{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	if pio.pipes.Terminal {
+		if pio.con, err = currentConsole(); err != nil {
+			return err
+		}
+		if err := pio.con.SetRaw(); err != nil {
+			return fmt.Errorf("switching the terminal to raw mode: %w", err)
+		}
+		streams = procio.Streams{Stdin: pio.con, Stdout: pio.con}
+	}
+	ctx = context.WithoutCancel(ctx)
+	pio.copier, err = procio.Start(pio.pipes, streams, func() {
+		p.tasks.CloseIO(ctx, &tasksapi.CloseIORequest{ContainerID: p.id, ExecID: p.execID, Stdin: true})
+	})
+	return err
+}
+
+func currentConsole() (console.Console, error) {
+	for _, f := range []*os.File{os.Stderr, os.Stdout, os.Stdin} {
+		if c, err := console.ConsoleFromFile(f); err == nil {
+			return c, nil
+		}
+	}
+	return nil, invalid("a terminal is asked for, but none of stdin, stdout and stderr is one; leave --tty out")
+}
+
+// close gives the terminal back; with remove the pipes go too.
+func (pio *processIO) close(remove bool) {
+	if pio.copier != nil {
+		pio.copier.Close()
+	}
+	if pio.con != nil {
+		pio.con.Reset()
+	}
+	if remove {
+		pio.pipes.Remove()
+	}
+}
+
+// finish takes what is left of the output when the process is deleted.
+func (pio *processIO) finish() {
+	if pio.copier != nil && !pio.copier.Drain(drainTime) {
+		fmt.Fprintln(os.Stderr, "ctr: the container's output did not end with its process; the rest of it is dropped")
+	}
+	pio.close(true)
+}
+
+// foreground takes our signals: until started is called they end the command's
+// context, from then on they are the process's.
+type foreground struct {
+	signals chan os.Signal
+	forward chan func(syscall.Signal)
+}
+
+// interruptible is a context that an interrupt ends until started is called.
+func interruptible(ctx context.Context) (context.Context, *foreground, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	f := &foreground{signals: make(chan os.Signal, 128), forward: make(chan func(syscall.Signal))}
+	signal.Notify(f.signals)
+	stopped := make(chan struct{})
+	go func() {
+		handle := func(sig syscall.Signal) {
+			switch sig {
+			case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
+				cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
+			}
+		}
+		for {
+			select {
+			case sig := <-f.signals:
+				handle(sig.(syscall.Signal))
+			case handle = <-f.forward:
+			case <-stopped:
+				return
+			}
+		}
+	}()
+	return ctx, f, func() { signal.Stop(f.signals); close(stopped); cancel(context.Canceled) }
+}
+
+// started hands signals to p from now on.
+func (f *foreground) started(ctx context.Context, p process, con console.Console) {
+	f.forward <- func(sig syscall.Signal) {
+		switch sig {
+		case unix.SIGURG, unix.SIGCHLD: // the Go runtime's, and about our own children
+		case unix.SIGWINCH:
+			if con != nil {
+				p.resize(ctx, con)
+			}
+		default:
+			if err := p.kill(ctx, sig, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				fmt.Fprintf(os.Stderr, "ctr: forwarding %s: %v\n", sig, err)
+			}
+		}
+	}
+}
+
+// runProcess waits for p, started by start, with its IO and our signals, deletes
+// it, and returns its status. The process exists already; on an error before its
+// start it is removed.
+func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, beforeStart func() error) (status uint32, err error) {
+	waitCtx := context.WithoutCancel(ctx)
+	exited := p.wait(waitCtx)
+	if err = beforeStart(); err == nil {
+		if pio.con != nil && p.execID == "" {
+			p.resize(ctx, pio.con)
+		}
+		err = p.start(ctx)
+	}
+	if err != nil {
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
+		p.destroy(ctx)
+		return 0, startError(err)
+	}
+	if pio.copier != nil {
+		pio.copier.Started()
+	}
+	if pio.con != nil && p.execID != "" {
+		p.resize(ctx, pio.con)
+	}
+	f.started(waitCtx, p, pio.con)
+	select {
+	case e := <-exited:
+		if e.err != nil {
+			return 0, e.err
+		}
+		status = e.status
+	case <-ctx.Done(): // --timeout
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
+		return 0, errors.Join(context.DeadlineExceeded, p.destroy(ctx))
+	}
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	_, err = p.delete(ctx)
+	pio.finish()
+	return status, ignoreNotFound(err)
+}
+
+// startError gives the failure to find or execute the command the status that a
+// shell gives it.
+func startError(err error) error {
+	msg := err.Error()
+	switch {
+	case strings.Contains(msg, "executable file not found") || strings.Contains(msg, "exec:") && strings.Contains(msg, "no such file or directory"):
+		return withStatus{err, 127}
+	case strings.Contains(msg, "exec:") && strings.Contains(msg, "permission denied"):
+		return withStatus{err, 126}
+	}
+	return err
+}
+
+func exitWith(status uint32) error {
+	if status == 0 {
+		return nil
+	}
+	return exitStatus(status)
+}
+
+// newTask creates the task of c.
+func newTask(ctx context.Context, cmd *cli.Command, s *session, c *created, pio *processIO) (uint32, error) {
+	opts, err := taskOptions(cmd, c)
+	if err != nil {
+		return 0, err
+	}
+	p := pio.pipes
+	resp, err := tasksapi.NewTasksClient(s).Create(ctx, &tasksapi.CreateTaskRequest{
+		ContainerID: c.record.ID, Rootfs: c.rootfs, Options: opts,
+		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Terminal: p.Terminal,
+	})
+	return resp.GetPid(), err
+}
+
+// taskOptions are the container's runtime options with what a task adds, nil when
+// it adds nothing.
+func taskOptions(cmd *cli.Command, c *created) (*anypb.Any, error) {
+	linux := c.spec.Linux
+	remapped := linux != nil && (len(linux.UIDMappings) > 0 || len(linux.GIDMappings) > 0)
+	if !cmd.Bool("no-pivot") && !remapped {
+		return nil, nil
+	}
+	opts := &options.Options{}
+	if stored := c.record.Runtime.GetOptions(); stored != nil {
+		if stored.TypeUrl != string(opts.ProtoReflect().Descriptor().FullName()) {
+			return nil, invalid("the runtime %s takes no options for --no-pivot or user namespaces", c.record.Runtime.GetName())
+		}
+		if err := proto.Unmarshal(stored.Value, opts); err != nil {
+			return nil, fmt.Errorf("runtime options of the container: %w", err)
+		}
+	}
+	opts.NoPivotRoot = cmd.Bool("no-pivot")
+	if remapped {
+		for _, m := range linux.UIDMappings[:min(1, len(linux.UIDMappings))] {
+			opts.IoUid = m.HostID
+		}
+		for _, m := range linux.GIDMappings[:min(1, len(linux.GIDMappings))] {
+			opts.IoGid = m.HostID
+		}
+	}
+	return marshalAny(opts)
+}
+
+// writePID puts the pid into a file, whole or not at all.
+func writePID(path string, pid uint32) error {
+	if path == "" {
+		return nil
+	}
+	tmp := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
+	err := os.WriteFile(tmp, fmt.Append(nil, pid), 0o644)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sync/errgroup"
+)
+
+func runCommand() *cli.Command {
+	two := 2
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "Run a container",
+		ArgsUsage: "[flags] Image|RootFS ID [COMMAND] [ARG...]",
+		Description: "Makes a container from an image, starts it, and waits for it; ctr exits with its status.\n\n" +
+			"Examples:\n" +
+			"  ctr run --rm docker.io/library/alpine:latest hello echo hello\n" +
+			"  ctr run --rm -t docker.io/library/alpine:latest shell sh\n" +
+			"  ctr run -d --env PORT=80 --memory-limit 67108864 docker.io/library/nginx:latest web\n" +
+			"  ctr run --rm --mount type=bind,src=/srv,dst=/srv,options=rbind:ro docker.io/library/alpine:latest list ls /srv",
+		Flags:        append(runFlags(), createFlags()...),
+		StopOnNthArg: &two,
+		Action:       withSession(runAction),
+	}
+}
+
+func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
+	remove, detach := cmd.Bool("rm"), cmd.Bool("detach")
+	if remove && detach {
+		return invalid("--detach and --rm cannot be used together")
+	}
+	if cmd.IsSet("dump-config") && cmd.String("dump-config") == "" {
+		return invalid("--dump-config needs a file name")
+	}
+	req, err := parseCreation(cmd, s.namespace)
+	if err != nil {
+		return err
+	}
+	ctx, front, stop := interruptible(ctx)
+	defer stop()
+	c, err := createContainer(ctx, cmd, s, req)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	ran := false
+	defer func() {
+		// Differs from containerd: a container whose process could not be started
+		// does not stay behind, so that the same command can be tried again.
+		if !remove && (ran || err == nil) {
+			return
+		}
+		if e := removeContainer(ctx, s, c.record, false); e != nil && err == nil {
+			err = fmt.Errorf("removing the container: %w", e)
+		}
+	}()
+	if path := cmd.String("dump-config"); path != "" {
+		b, err := json.MarshalIndent(c.spec, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, b, 0o666); err != nil {
+			return fmt.Errorf("--dump-config: %w", err)
+		}
+	}
+	status, ran, err := runTask(ctx, cmd, s, front, c, detach)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	return exitWith(status)
+}
+
+// interrupted is the reason that ctx ended for, when it did.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// runTask makes and starts the task of c. With detach it is left alone then;
+// otherwise its end is waited for. started tells whether the process ran.
+func runTask(ctx context.Context, cmd *cli.Command, s *session, front *foreground, c *created, detach bool) (status uint32, started bool, err error) {
+	p := s.process(c.record.ID, "")
+	terminal := c.spec.Process != nil && c.spec.Process.Terminal
+	pio, err := openIO(ctx, cmd, p, terminal, !detach)
+	if err != nil {
+		return 0, false, err
+	}
+	pid, err := newTask(ctx, cmd, s, c, pio)
+	if err != nil {
+		pio.close(true)
+		return 0, false, startError(err)
+	}
+	beforeStart := func() error { return writePID(cmd.String("pid-file"), pid) }
+	if !detach {
+		status, err = runProcess(ctx, front, p, pio, func() error { started = true; return beforeStart() })
+		pio.close(true)
+		return status, started && err == nil, err
+	}
+	if err = beforeStart(); err == nil {
+		err = p.start(ctx)
+	}
+	if err != nil {
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
+		p.destroy(ctx)
+		pio.close(true)
+		return 0, false, startError(err)
+	}
+	pio.close(false)
+	return 0, true, nil
+}
+
+// removeContainer deletes the record and, unless it is to be kept, the snapshot.
+func removeContainer(ctx context.Context, s *session, c *containersapi.Container, keepSnapshot bool) error {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	var g errgroup.Group
+	g.Go(func() error {
+		_, err := containersapi.NewContainersClient(s).Delete(ctx, &containersapi.DeleteContainerRequest{ID: c.ID})
+		return err
+	})
+	if c.SnapshotKey != "" && !keepSnapshot {
+		g.Go(func() error { return removeSnapshot(ctx, s, c.Snapshotter, c.SnapshotKey) })
+	}
+	return g.Wait()
+}

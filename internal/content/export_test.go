@@ -1,0 +1,4 @@
+package content
+
+// NameSize lets tests write ingests that get their name.
+const NameSize = nameSize

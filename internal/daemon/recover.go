@@ -1,0 +1,78 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// verifyWindow is how long before the last sign of life of a daemon that lost
+// power its writes are doubted: much longer than the kernel keeps written
+// pages in memory (vm.dirty_expire_centisecs, 30 s).
+const verifyWindow = 10 * time.Minute
+
+// recover is what the start does behind the API's back: shims are adopted, and
+// after a power cut the newest blobs are read again.
+func (d *Daemon) recover() {
+	defer close(d.settled)
+	begin := time.Now()
+	d.recoverTasks()
+	d.log.Debug("tasks are recovered", "took", time.Since(begin))
+	d.verify()
+}
+
+func (d *Daemon) recoverTasks() {
+	list, err := d.db.Namespaces().List(d.life)
+	if err != nil {
+		d.log.Error("tasks of an earlier daemon are not recovered", "error", err)
+		return
+	}
+	names := make([]string, len(list))
+	for i, ns := range list {
+		names[i] = ns.Name
+	}
+	if err := d.tasks.Recover(d.life, names); err != nil && d.life.Err() == nil {
+		d.log.Error("some tasks of an earlier daemon are not recovered", "error", err)
+	}
+}
+
+// doubt tells since when what an earlier daemon wrote must be verified, nil
+// when it need not be.
+func (d *Daemon) doubt(last mark) *time.Time {
+	if last.Doubt != nil || !last.powerLost(d.run.Boot) {
+		return last.Doubt
+	}
+	since := last.Started
+	if info, err := os.Stat(filepath.Join(d.cfg.Root, metadataDir, "meta.db")); err == nil {
+		// Every commit of a blob or layer is followed by one to the database.
+		if t := info.ModTime().Add(-verifyWindow); t.After(since) {
+			since = t
+		}
+	}
+	return &since
+}
+
+// verify hashes what was written shortly before a power cut and removes what
+// is not what it should be: it is fetched again when it is needed. The doubt
+// stays in the mark until that is done.
+func (d *Daemon) verify() {
+	if d.run.Doubt == nil {
+		return
+	}
+	d.log.Info("the host went down under an earlier daemon: verifying what was written just before", "since", *d.run.Doubt)
+	damage, err := d.content.Verify(d.life, *d.run.Doubt)
+	for _, b := range damage.Blobs {
+		d.log.Warn("removed a blob whose bytes were lost in the power cut; pull what needs it again", "digest", b.String())
+	}
+	if d.life.Err() != nil {
+		return
+	}
+	if err != nil {
+		d.log.Error("verification of blobs", "error", err)
+	}
+	d.log.Info("verification is done", "blobs", len(damage.Blobs), "ingests", damage.Ingests)
+	d.run.Doubt = nil
+	if err := d.run.write(d.cfg.Root); err != nil {
+		d.log.Warn("blobs will be verified once more at the next start", "error", err)
+	}
+}

@@ -1,0 +1,335 @@
+package meta
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"berth/internal/content"
+	"berth/internal/events"
+	"berth/internal/failpoint"
+	"berth/internal/object"
+	"berth/internal/snapshot"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+)
+
+const (
+	// callTimeout ends a call to a backend that hangs during a collection.
+	callTimeout = time.Minute
+	// doomBatch bounds how many objects are doomed at a time: who wants one of
+	// them waits until its turn has come.
+	doomBatch = 32
+	// cleanerTimeout is how long a collection waits for what an earlier one still
+	// removes from a backend: that may hang, and is then left to itself.
+	cleanerTimeout = 2 * time.Second
+)
+
+// cleaning is what the collector knows of a backend: whether to look through it,
+// and whether somebody does.
+type cleaning struct {
+	dirty atomic.Bool // something may be there that no record names
+
+	mu    sync.Mutex
+	done  chan struct{} // closed when the cleaner ends; nil while there is none
+	again bool          // a collection came meanwhile: the cleaner begins anew
+}
+
+// backend is a snapshotter with what the collector knows of it.
+type backend struct {
+	snapshot.Backend
+	cleaning
+	name string
+}
+
+func (b *backend) claim(key string) string { return "snapshot " + b.name + " " + key }
+
+// blobBackend is the content store with what the collector knows of it.
+type blobBackend struct {
+	cleaning
+	store content.Store
+}
+
+// swept tells the world, and the backends, of records that a collection removed.
+func (db *DB) swept(ctx context.Context, removed []node) {
+	for _, n := range removed {
+		switch n.kind {
+		case kindContent, kindIngest:
+			db.content.dirty.Store(true)
+		case kindImage:
+			db.publish(ctx, n.ns, events.ImageDelete(n.key))
+		case kindSnapshot:
+			path, key := n.path()
+			if b := db.backends[path[1]]; b != nil {
+				b.dirty.Store(true)
+			}
+			db.publish(ctx, n.ns, events.SnapshotRemove(path[1], key))
+		}
+	}
+}
+
+// cleanBackends has every backend cleaned that needs it, each in a goroutine of
+// its own: one that hangs holds up only itself. The channel is closed when all are
+// done. One that is being cleaned already is cleaned once more after that, since
+// it may have been looked through before the records went.
+func (db *DB) cleanBackends() <-chan struct{} {
+	var all sync.WaitGroup
+	clean := func(c *cleaning, what string, fn func(context.Context) error) {
+		cleaned, fresh := db.clean(c, what, fn)
+		if cleaned == nil {
+			return
+		}
+		var patience <-chan time.Time
+		if !fresh {
+			patience = time.After(cleanerTimeout)
+		}
+		all.Go(func() {
+			select {
+			case <-cleaned:
+			case <-patience:
+			}
+		})
+	}
+	clean(&db.content.cleaning, "content", db.cleanContent)
+	for name, b := range db.backends {
+		clean(&b.cleaning, name, func(ctx context.Context) error { return db.cleanSnapshots(ctx, b) })
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	return done
+}
+
+// clean starts a cleaner (fresh) or has the one that runs begin anew, and returns
+// what is closed at its end; nil when there is nothing to do.
+func (db *DB) clean(c *cleaning, what string, fn func(context.Context) error) (done <-chan struct{}, fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done != nil {
+		c.again = true
+		return c.done, false
+	}
+	if !c.dirty.Load() {
+		return nil, false
+	}
+	c.done = make(chan struct{})
+	db.background.Go(func() {
+		for more := true; more; more = c.goOn() {
+			if !c.dirty.Swap(false) {
+				continue
+			}
+			if err := fn(db.ctx); err != nil {
+				c.dirty.Store(true) // what failed is tried again
+				if db.ctx.Err() == nil {
+					db.log.Warn("garbage is left for the next collection", "backend", what, "error", err)
+				}
+			}
+		}
+	})
+	return c.done, true
+}
+
+// goOn tells the cleaner whether it was asked to clean once more, or ends it.
+func (c *cleaning) goOn() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again {
+		c.again = false
+		return true
+	}
+	close(c.done)
+	c.done = nil
+	return false
+}
+
+// named is what the records of all namespaces name in a backend.
+type namedObjects map[string]struct{}
+
+func (s namedObjects) add(key string) {
+	if key != "" {
+		s[key] = struct{}{}
+	}
+}
+
+func (db *DB) namedBlobs(ctx context.Context) (blobs, ingests namedObjects, err error) {
+	blobs, ingests = namedObjects{}, namedObjects{}
+	err = db.view(ctx, func(tx *bolt.Tx) error {
+		return records(tx.Bucket([]byte(schemaVersion)), func(_ []byte, ns *bolt.Bucket) error {
+			if err := records(sub(ns, keyContent, keyIngests), func(_ []byte, b *bolt.Bucket) error {
+				ingests.add(getString(b, keyRef))
+				blobs.add(getString(b, keyExpected))
+				return nil
+			}); err != nil {
+				return err
+			}
+			return records(sub(ns, keyContent, keyBlob), func(d []byte, _ *bolt.Bucket) error {
+				blobs.add(string(d))
+				return nil
+			})
+		})
+	})
+	return blobs, ingests, err
+}
+
+func (db *DB) cleanContent(ctx context.Context) error {
+	blobs, ingests, err := db.namedBlobs(ctx)
+	if err != nil {
+		return err
+	}
+	var garbage []string
+	if err := db.content.store.Walk(ctx, func(info object.BlobInfo) error {
+		if _, ok := blobs[info.Digest.String()]; !ok {
+			garbage = append(garbage, info.Digest.String())
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look for blobs: %w", err)
+	}
+	failed := db.removeDoomed(ctx, garbage, func(d string) string { return contentClaim(digest.Digest(d)) },
+		func(ctx context.Context) (namedObjects, error) {
+			blobs, _, err := db.namedBlobs(ctx)
+			return blobs, err
+		},
+		func(ctx context.Context, d string) error { return db.content.store.Delete(ctx, digest.Digest(d)) })
+	return errors.Join(failed, db.cleanIngests(ctx, ingests))
+}
+
+// cleanIngests needs no claims: the record precedes the ingest, and the
+// backend's reference is never used again once the record is gone.
+func (db *DB) cleanIngests(ctx context.Context, before namedObjects) error {
+	statuses, err := db.content.store.ListStatuses(ctx)
+	if err != nil {
+		return fmt.Errorf("look for ingests: %w", err)
+	}
+	statuses = slices.DeleteFunc(statuses, func(st object.IngestStatus) bool {
+		_, ok := before[st.Ref]
+		return ok
+	})
+	if len(statuses) == 0 {
+		return nil
+	}
+	_, now, err := db.namedBlobs(ctx)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, st := range statuses {
+		if _, ok := now[st.Ref]; ok {
+			continue
+		}
+		if err := db.call(ctx, func(ctx context.Context) error { return db.content.store.Abort(ctx, st.Ref) }); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("abort ingest %s: %w", st.Ref, err))
+		}
+	}
+	return failed
+}
+
+func (db *DB) namedSnapshots(ctx context.Context, snapshotter string) (keys namedObjects, err error) {
+	keys = namedObjects{}
+	err = db.view(ctx, func(tx *bolt.Tx) error {
+		return records(tx.Bucket([]byte(schemaVersion)), func(_ []byte, ns *bolt.Bucket) error {
+			return records(sub(ns, keySnapshots, snapshotter), func(_ []byte, b *bolt.Bucket) error {
+				keys.add(getString(b, keyName))
+				return nil
+			})
+		})
+	})
+	return keys, err
+}
+
+func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
+	keys, err := db.namedSnapshots(ctx, b.name)
+	if err != nil {
+		return err
+	}
+	parents := map[string]string{}
+	var garbage []string
+	if err := b.Walk(ctx, func(info object.SnapshotInfo) error {
+		parents[info.Name] = info.Parent
+		if _, ok := keys[info.Name]; !ok {
+			garbage = append(garbage, info.Name)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("look for snapshots: %w", err)
+	}
+	childrenFirst(garbage, parents)
+	failed := db.removeDoomed(ctx, garbage, b.claim,
+		func(ctx context.Context) (namedObjects, error) { return db.namedSnapshots(ctx, b.name) },
+		func(ctx context.Context, key string) error {
+			err := b.Remove(ctx, key)
+			if errdefs.IsFailedPrecondition(err) {
+				return nil // a child is in use
+			}
+			return err
+		})
+	failpoint.Hit("meta.gc.before-cleanup")
+	if c, ok := b.Backend.(snapshot.Cleaner); ok {
+		if err := db.call(ctx, c.Cleanup); err != nil && !errdefs.IsNotImplemented(err) {
+			failed = errors.Join(failed, fmt.Errorf("clean up: %w", err))
+		}
+	}
+	return failed
+}
+
+// childrenFirst sorts snapshots so that each comes before its parent.
+func childrenFirst(keys []string, parents map[string]string) {
+	depth := func(key string) (n int) {
+		for key != "" && n <= len(parents) { // a cycle is not worth an endless loop
+			key = parents[key]
+			n++
+		}
+		return n
+	}
+	depths := make(map[string]int, len(keys))
+	for _, k := range keys {
+		depths[k] = depth(k)
+	}
+	slices.SortStableFunc(keys, func(a, b string) int { return depths[b] - depths[a] })
+}
+
+// removeDoomed removes objects that no record names. It returns what went
+// wrong with single ones, having tried all.
+func (db *DB) removeDoomed(ctx context.Context, garbage []string, claim func(string) string,
+	named func(context.Context) (namedObjects, error), remove func(context.Context, string) error) error {
+	var failed error
+	for batch := range slices.Chunk(garbage, doomBatch) {
+		var doomed []string
+		for _, key := range batch {
+			if db.claims.doom(claim(key)) {
+				doomed = append(doomed, key)
+			}
+		}
+		inUse, err := named(ctx)
+		failed = errors.Join(failed, err)
+		for _, key := range doomed {
+			_, recorded := inUse[key]
+			if err == nil && !recorded {
+				failpoint.Hit("meta.gc.before-remove")
+				if rerr := db.call(ctx, func(ctx context.Context) error { return remove(ctx, key) }); rerr != nil && !errdefs.IsNotFound(rerr) {
+					failed = errors.Join(failed, fmt.Errorf("remove %s: %w", key, rerr))
+				}
+			}
+			db.claims.pardon(claim(key))
+		}
+		if ctx.Err() != nil {
+			return errors.Join(failed, ctx.Err())
+		}
+	}
+	return failed
+}
+
+// call bounds one call to a backend.
+func (db *DB) call(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return fn(ctx)
+}

@@ -1,0 +1,327 @@
+package registry
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// maxToken bounds the answer of a token service.
+const maxToken = 128 << 10
+
+// authorizer knows how to be let in by one host: it answers challenges and
+// remembers what worked (RFC 7235; distribution's token authentication
+// specification).
+//
+// It is written here because the one of oras-go refuses token services on
+// private addresses, which is where those of companies' own registries are.
+// What must not happen is kept: a secret goes over plain HTTP only when the
+// registry itself is spoken to in plain HTTP, and never to a link-local address
+// (the metadata services of clouds) unless the registry is there too.
+type authorizer struct {
+	host        *host
+	reference   string
+	credentials CredentialsFunc
+
+	mu     sync.Mutex
+	loaded bool
+	creds  Credentials
+	basic  bool
+	// tokens by the scopes that were wanted.
+	tokens map[string]string
+	// asking is held by the one goroutine that fetches a token.
+	asking chan struct{}
+}
+
+// load looks the credentials up, once.
+func (a *authorizer) load(ctx context.Context) (Credentials, error) {
+	a.mu.Lock()
+	if a.loaded || a.credentials == nil {
+		defer a.mu.Unlock()
+		return a.creds, nil
+	}
+	a.mu.Unlock()
+	creds, err := a.credentials(ctx, a.reference, a.host.name)
+	if err != nil {
+		return Credentials{}, fmt.Errorf("look up the credentials: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.loaded, a.creds = true, creds
+	return creds, nil
+}
+
+// authorise adds what the host is known to want.
+func (a *authorizer) authorise(req *http.Request, scopes []string) {
+	if req.Header.Get("Authorization") != "" {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.loaded && a.creds.Header != "":
+		req.Header.Set("Authorization", a.creds.Header)
+	case a.basic:
+		req.SetBasicAuth(a.creds.Username, a.creds.Secret)
+	default:
+		if t := a.tokens[scopeKey(scopes)]; t != "" {
+			req.Header.Set("Authorization", "Bearer "+t)
+		}
+	}
+}
+
+// answer meets the challenges of a 401; false when there is nothing (more) to
+// offer.
+func (a *authorizer) answer(ctx context.Context, headers []string, scopes []string) (bool, error) {
+	creds, err := a.load(ctx)
+	if err != nil {
+		return false, err
+	}
+	if creds.Header != "" {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		tried := a.basic
+		a.basic = true // the header has been offered
+		return !tried, nil
+	}
+	challenges := parseChallenges(headers)
+	for _, c := range challenges {
+		if c.scheme == "bearer" {
+			return true, a.fetchToken(ctx, c, creds, scopes)
+		}
+	}
+	for _, c := range challenges {
+		if c.scheme == "basic" && (creds.Username != "" || creds.Secret != "") {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			tried := a.basic
+			a.basic = true
+			return !tried, nil
+		}
+	}
+	return false, nil
+}
+
+// fetchToken asks the token service for the wanted scopes. Callers that want a
+// token at the same time wait for each other: the second finds that of the first.
+func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credentials, scopes []string) error {
+	key := scopeKey(scopes)
+	a.mu.Lock()
+	before := a.tokens[key]
+	if a.asking == nil {
+		a.asking = make(chan struct{}, 1)
+	}
+	asking := a.asking
+	a.mu.Unlock()
+
+	select {
+	case asking <- struct{}{}:
+		defer func() { <-asking }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	a.mu.Lock()
+	fresh := a.tokens[key] != before
+	a.mu.Unlock()
+	if fresh {
+		return nil
+	}
+
+	realm, err := a.realm(c.params["realm"])
+	if err != nil {
+		return err
+	}
+	want := slices.Clone(scopes)
+	for s := range strings.FieldsSeq(c.params["scope"]) {
+		if !covered(s, want) {
+			want = append(want, s)
+		}
+	}
+	token, err := a.requestToken(ctx, realm, c.params["service"], want, creds)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tokens == nil {
+		a.tokens = map[string]string{}
+	}
+	a.tokens[key] = token
+	return nil
+}
+
+// realm checks the address of the token service.
+func (a *authorizer) realm(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("it names the token service %.200q, which is not a URL to be asked: %w", s, errdefs.ErrFailedPrecondition)
+	}
+	plain := a.host.scheme == "http" || a.host.plain.Load()
+	if u.Scheme == "http" && !plain {
+		return nil, fmt.Errorf("it names the token service %s, which would see the credentials over plain HTTP: %w", redact(u), errdefs.ErrFailedPrecondition)
+	}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsLinkLocalUnicast() && !strings.HasPrefix(a.host.name, u.Hostname()) {
+		return nil, fmt.Errorf("it names the token service %s on a link-local address: %w", redact(u), errdefs.ErrFailedPrecondition)
+	}
+	return u, nil
+}
+
+// requestToken gets a token: with GET, or with an OAuth2 POST when there is
+// only an identity token to show.
+func (a *authorizer) requestToken(ctx context.Context, realm *url.URL, service string, scopes []string, creds Credentials) (string, error) {
+	c := call{doing: "get a token from " + redact(realm), method: http.MethodGet, absolute: realm, accept: []int{http.StatusOK}, query: url.Values{}, header: http.Header{}}
+	if creds.Secret != "" && creds.Username == "" {
+		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {creds.Secret}, "client_id": {"berth"}, "service": {service}, "scope": {strings.Join(scopes, " ")}}
+		body := form.Encode()
+		c.method = http.MethodPost
+		c.header.Set("Content-Type", "application/x-www-form-urlencoded")
+		c.body, c.size = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }, int64(len(body))
+	} else {
+		if service != "" {
+			c.query.Set("service", service)
+		}
+		for _, s := range scopes {
+			c.query.Add("scope", s)
+		}
+		if creds.Username != "" {
+			c.query.Set("account", creds.Username)
+			c.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(creds.Username+":"+creds.Secret)))
+		}
+	}
+	// A host of its own: nothing of the registry (headers, tokens, namespace)
+	// goes to the token service, and a body is not sent on by a redirect.
+	svc := &host{name: realm.Host, scheme: realm.Scheme, opts: a.host.opts}
+	svc.opts.Headers = nil
+	client := *a.host.client
+	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+		if req.URL.Scheme != via[0].URL.Scheme && req.URL.Scheme != "https" {
+			return errors.New("redirect of a token request to plain HTTP")
+		}
+		if c.body != nil && !sameOrigin(via[0].URL, req.URL) {
+			return errors.New("redirect of a token request to another host")
+		}
+		return checkRedirect(req, via)
+	}
+	svc.client, svc.auth = &client, &authorizer{host: svc}
+	resp, err := svc.do(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	var doc struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&doc); err != nil {
+		return "", fmt.Errorf("token service %s: answer is malformed: %w: %w", redact(realm), err, errdefs.ErrUnavailable)
+	}
+	if doc.Token == "" {
+		doc.Token = doc.AccessToken
+	}
+	if doc.Token == "" {
+		return "", fmt.Errorf("token service %s: answer holds no token: %w", redact(realm), errdefs.ErrUnauthenticated)
+	}
+	return doc.Token, nil
+}
+
+func scopeKey(scopes []string) string {
+	s := slices.Clone(scopes)
+	slices.Sort(s)
+	return strings.Join(slices.Compact(s), " ")
+}
+
+// covered tells whether scope ("repository:a/b:pull") is part of one of those wanted.
+func covered(scope string, want []string) bool {
+	i := strings.LastIndex(scope, ":")
+	if i < 0 {
+		return slices.Contains(want, scope)
+	}
+	for _, w := range want {
+		j := strings.LastIndex(w, ":")
+		if j < 0 || w[:j] != scope[:i] {
+			continue
+		}
+		have := strings.Split(w[j+1:], ",")
+		all := true
+		for action := range strings.SplitSeq(scope[i+1:], ",") {
+			all = all && slices.Contains(have, action)
+		}
+		if all {
+			return true
+		}
+	}
+	return false
+}
+
+// challenge is one of those that a WWW-Authenticate header poses.
+type challenge struct {
+	scheme string // in lower case
+	params map[string]string
+}
+
+// parseChallenges reads WWW-Authenticate headers (RFC 9110, 11.6.1). What it
+// does not understand it leaves out.
+func parseChallenges(headers []string) []challenge {
+	var out []challenge
+	for _, s := range headers {
+		if len(s) > 8<<10 {
+			continue
+		}
+		for s = strings.TrimLeft(s, " ,\t"); s != ""; s = strings.TrimLeft(s, " ,\t") {
+			word, rest := token(s)
+			if word == "" {
+				break
+			}
+			if key := strings.TrimLeft(rest, " \t"); strings.HasPrefix(key, "=") && len(out) > 0 {
+				var value string
+				value, s = paramValue(strings.TrimLeft(key[1:], " \t"))
+				out[len(out)-1].params[strings.ToLower(word)] = value
+				continue
+			}
+			out = append(out, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
+			s = rest
+		}
+	}
+	return out
+}
+
+func token(s string) (word, rest string) {
+	i := strings.IndexFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	})
+	if i < 0 {
+		i = len(s)
+	}
+	return s[:i], s[i:]
+}
+
+func paramValue(s string) (value, rest string) {
+	if !strings.HasPrefix(s, `"`) {
+		return token(s)
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			if i++; i < len(s) {
+				b.WriteByte(s[i])
+			}
+		case '"':
+			return b.String(), s[i+1:]
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String(), ""
+}

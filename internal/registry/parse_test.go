@@ -1,0 +1,80 @@
+package registry
+
+import (
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestParseChallenges(t *testing.T) {
+	got := parseChallenges([]string{`Bearer realm="https://a.example/t?x=1,2",service="s \"q\"", scope="repository:a:pull,push"`, `Basic realm=x, Negotiate`})
+	if len(got) != 3 || got[0].scheme != "bearer" || got[1].scheme != "basic" || got[2].scheme != "negotiate" {
+		t.Fatalf("%+v", got)
+	}
+	p := got[0].params
+	if p["realm"] != "https://a.example/t?x=1,2" || p["service"] != `s "q"` || p["scope"] != "repository:a:pull,push" || got[1].params["realm"] != "x" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestCovered(t *testing.T) {
+	want := []string{"repository:a/b:pull,push"}
+	for s, ok := range map[string]bool{"repository:a/b:pull": true, "repository:a/b:push,pull": true, "repository:a/b:delete": false, "repository:a:pull": false, "x": false} {
+		if covered(s, want) != ok {
+			t.Errorf("%s: %v", s, !ok)
+		}
+	}
+}
+
+func TestRealm(t *testing.T) {
+	a := authorizer{host: &host{name: "r.example", scheme: "https"}}
+	for s, ok := range map[string]bool{
+		"https://auth.corp.internal/token": true, "https://10.1.2.3/token": true, "http://auth.example/token": false,
+		"https://169.254.169.254/latest": false, "https://u:p@auth.example/": false, "file:///etc/passwd": false, "": false, "/token": false,
+	} {
+		if _, err := a.realm(s); (err == nil) != ok || err != nil && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+}
+
+func FuzzChallenges(f *testing.F) {
+	f.Add(`Bearer realm="https://a.example/t",service="s",scope="repository:a:pull"`)
+	f.Add(`Basic realm="a\"b" , Bearer a=b`)
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, c := range parseChallenges([]string{s}) {
+			if c.scheme == "" || c.params == nil {
+				t.Errorf("%+v", c)
+			}
+		}
+	})
+}
+
+func FuzzHosts(f *testing.F) {
+	f.Add([]byte("server = \"https://r.example\"\n[host.\"http://m.example:5000/v2/x\"]\ncapabilities = [\"pull\"]\nca = [\"a\"]\nclient = [[\"a\", \"b\"], [\"c\"]]\n[host.\"http://m.example:5000/v2/x\".header]\na = [\"b\"]\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		hosts, err := parseHosts("/certs", b)
+		if err == nil && len(hosts) == 0 {
+			t.Error("no host and no error")
+		}
+		for _, h := range hosts {
+			if h.base != nil && (h.base.Host == "" || h.base.User != nil) {
+				t.Errorf("%v was accepted", h.base)
+			}
+		}
+	})
+}
+
+func FuzzReference(f *testing.F) {
+	f.Add("127.0.0.1:5000/a/b:c@sha256:0000000000000000000000000000000000000000000000000000000000000000")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseReference(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(r.String())
+		if err != nil || again != r {
+			t.Errorf("%q: %+v, then %+v, %v", s, r, again, err)
+		}
+	})
+}

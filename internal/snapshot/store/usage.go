@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+
+	"berth/internal/object"
+
+	"golang.org/x/sys/unix"
+)
+
+// Measure walks a directory tree: its inodes, hard links counted once, and the
+// blocks that they take on disk. What disappears meanwhile is not counted.
+func Measure(ctx context.Context, dir string) (object.SnapshotUsage, error) {
+	w := walk{ctx: ctx, linked: map[inode]struct{}{}, buf: make([]byte, 32<<10)}
+	fd, err := unix.Open(dir, dirFlags, 0)
+	if err != nil {
+		return object.SnapshotUsage{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return object.SnapshotUsage{}, err
+	}
+	w.count(&st)
+	err = w.dir(fd)
+	return w.usage, err
+}
+
+const dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+type inode struct{ dev, ino uint64 }
+
+type walk struct {
+	ctx    context.Context
+	usage  object.SnapshotUsage
+	linked map[inode]struct{} // those with several names that were seen
+	buf    []byte
+}
+
+func (w *walk) count(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		id := inode{uint64(st.Dev), st.Ino}
+		if _, ok := w.linked[id]; ok {
+			return
+		}
+		w.linked[id] = struct{}{}
+	}
+	w.usage.Inodes++
+	w.usage.Size += st.Blocks * 512
+}
+
+// dir counts what is in a directory, and closes it.
+func (w *walk) dir(fd int) error {
+	defer unix.Close(fd)
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	var names []string
+	for {
+		n, err := unix.Getdents(fd, w.buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n <= 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(w.buf[:n], -1, names)
+	}
+	var st unix.Stat_t
+	for _, name := range names {
+		err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		w.count(&st)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		sub, err := unix.Openat(fd, name, dirFlags, 0)
+		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.dir(sub); err != nil {
+			return err
+		}
+	}
+	return nil
+}

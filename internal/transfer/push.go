@@ -1,0 +1,179 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"berth/internal/image"
+	"berth/internal/object"
+	"berth/internal/registry"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// PushOptions refines a push.
+type PushOptions struct {
+	// Platforms limit what is sent of an index; none means all.
+	Platforms []ispec.Platform
+	// NonDistributable sends layers that are marked as not to be distributed.
+	NonDistributable bool
+}
+
+// Push sends an image to the registry that the remote names: blobs first, at
+// the same time, then manifests, from the leaves to the root, which gets the
+// tag. platforms limit what is sent of an index; none means all.
+// errdefs.ErrNotFound, before anything is sent, when a part is not in the store.
+func (s *Service) Push(ctx context.Context, namespace, lease string, name string, ps []ispec.Platform, to *registry.Remote, progress ProgressFunc) error {
+	img, err := s.opts.Scope(namespace, lease).Images.Get(ctx, name)
+	if err != nil {
+		to.Close()
+		return err
+	}
+	return s.PushTarget(ctx, namespace, lease, img, PushOptions{Platforms: ps}, to, progress)
+}
+
+// PushTarget is Push of what the image names, which need not be recorded; its
+// name is for reports and errors.
+func (s *Service) PushTarget(ctx context.Context, namespace, lease string, img object.Image, opts PushOptions, to *registry.Remote, progress ProgressFunc) error {
+	rep := newReporter(progress, img.Name, "uploading")
+	defer rep.close()
+	x, end, err := s.begin(ctx, namespace, lease, rep)
+	if err != nil {
+		return err
+	}
+	defer end()
+	defer to.Close()
+	rep.say("Pushing to " + to.String())
+	rep.image("pushing content", img.Name, &img.Target)
+	var match platforms.MatchComparer = platforms.All
+	if len(opts.Platforms) > 0 {
+		match = platforms.Any(opts.Platforms...)
+	}
+	p := &push{session: x, to: to, root: img.Target, everything: opts.NonDistributable}
+	if err := p.collect(ctx, img.Target, match); err != nil {
+		return fmt.Errorf("push %q: %w", img.Name, err)
+	}
+	if err := p.send(ctx); err != nil {
+		return fmt.Errorf("push %q: %w", img.Name, err)
+	}
+	rep.image("pushed content", img.Name, &img.Target)
+	rep.say("Completed push to " + to.String())
+	return nil
+}
+
+type push struct {
+	*session
+	to   *registry.Remote
+	root ispec.Descriptor
+	// everything: non-distributable layers too.
+	everything bool
+	blobs      []ispec.Descriptor
+	// documents are manifests and indexes, parents before children.
+	documents []ispec.Descriptor
+}
+
+// collect lists what is to be sent and makes sure that all of it is there.
+func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platforms.MatchComparer) error {
+	seen := map[digest.Digest]bool{}
+	var visit func(desc ispec.Descriptor, depth int) error
+	visit = func(desc ispec.Descriptor, depth int) error {
+		if depth > image.MaxDepth || len(seen) > image.MaxReferences {
+			return fmt.Errorf("image is too deep or names too much: %w", errdefs.ErrResourceExhausted)
+		}
+		// A document may be met again further down: it is sent after that.
+		again := seen[desc.Digest]
+		seen[desc.Digest] = true
+		if !image.IsManifest(desc.MediaType) && !image.IsIndex(desc.MediaType) {
+			if again || image.IsNonDistributable(desc.MediaType) && !p.everything {
+				return nil
+			}
+			ok, err := p.exists(ctx, desc.Digest)
+			if err == nil && !ok {
+				err = fmt.Errorf("%s (%s) is not in the store; pull the image with all its platforms, or push a platform that is complete: %w", desc.Digest, desc.MediaType, errdefs.ErrNotFound)
+			}
+			p.blobs = append(p.blobs, desc)
+			return err
+		}
+		if again {
+			return nil
+		}
+		children, err := image.Children(ctx, p.read, desc)
+		if err != nil {
+			return err
+		}
+		p.documents = append(p.documents, desc)
+		p.rep.children(desc, children)
+		p.rep.job(desc)
+		for _, c := range children {
+			if image.IsIndex(desc.MediaType) && c.Platform != nil && !match.Match(*c.Platform) {
+				continue
+			}
+			if err := visit(c, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return visit(target, 0)
+}
+
+func (p *push) send(ctx context.Context) error {
+	slices.SortStableFunc(p.blobs, func(a, b ispec.Descriptor) int { return int(min(1, max(-1, b.Size-a.Size))) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.opts.MaxDownloads)
+	for _, d := range p.blobs {
+		j := p.rep.job(d)
+		g.Go(func() error { return p.one(gctx, d, j) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, d := range slices.Backward(p.documents) {
+		if err := p.one(ctx, d, p.rep.job(d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one sends one blob or document, unless the registry has it.
+func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *job) error {
+	info, err := p.stores.Content.Info(ctx, desc.Digest)
+	if err != nil {
+		return err
+	}
+	ref := p.to.Reference()
+	existed, err := p.to.Push(ctx, registry.Upload{
+		Desc:      desc,
+		Tag:       desc.Digest == p.root.Digest,
+		MountFrom: image.MountCandidate(ref.Hostname(), ref.Repository, info.Labels),
+		Open: func() (io.ReadCloser, error) {
+			ra, err := p.stores.Content.ReaderAt(ctx, desc)
+			if err != nil {
+				return nil, err
+			}
+			j.set(0)
+			return &upload{Reader: &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, desc.Size), job: j}, Closer: ra}, nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if existed {
+		j.done("already exists")
+	} else {
+		j.done("complete")
+	}
+	return nil
+}
+
+type upload struct {
+	io.Reader
+	io.Closer
+}

@@ -1,0 +1,262 @@
+package transfer
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"sync"
+	"time"
+
+	"berth/internal/content"
+	"berth/internal/failpoint"
+	"berth/internal/image"
+	"berth/internal/object"
+	"berth/internal/snapshot"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+)
+
+// leaseTime is how long a lease of ours protects what a transfer that died
+// (with its daemon) had in work.
+const leaseTime = 24 * time.Hour
+
+// undoTime bounds what is cleaned up after a transfer failed or was cancelled.
+const undoTime = 30 * time.Second
+
+// session is one transfer at work in a namespace, under a lease.
+type session struct {
+	*Service
+	namespace string
+	stores    Stores
+	rep       *reporter
+
+	downloads *semaphore.Weighted
+	unpacks   *semaphore.Weighted
+	blocks    sync.Pool
+
+	mu      sync.Mutex
+	syncers map[string]snapshot.Syncer // by snapshotter: what must reach the disk
+}
+
+// begin opens a session. A lease is made for it unless there is one; end
+// removes that lease again, so it is to be called when what was transferred is
+// referenced by a record.
+func (s *Service) begin(ctx context.Context, namespace, lease string, rep *reporter) (_ *session, end func(), err error) {
+	end = func() {}
+	if lease == "" {
+		leases := s.opts.Scope(namespace, "").Leases
+		l, err := leases.Create(ctx, object.Lease{
+			ID:     "transfer-" + rand.Text(),
+			Labels: map[string]string{"containerd.io/gc.expire": time.Now().Add(leaseTime).UTC().Format(time.RFC3339)},
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("make a lease for the transfer: %w", err)
+		}
+		lease = l.ID
+		end = func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+			defer cancel()
+			failpoint.Hit("transfer.before-end")
+			// A lease that stays behind expires.
+			_ = leases.Delete(ctx, lease, false)
+		}
+	}
+	return &session{
+		Service: s, namespace: namespace, stores: s.opts.Scope(namespace, lease), rep: rep,
+		downloads: semaphore.NewWeighted(int64(s.opts.MaxDownloads)),
+		unpacks:   semaphore.NewWeighted(int64(s.opts.MaxUnpacks)),
+		syncers:   map[string]snapshot.Syncer{},
+	}, end, nil
+}
+
+// read is an image.ReadFunc over the content store.
+func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {
+	return readBlob(ctx, x.stores.Content, desc, limit)
+}
+
+// readBlob reads a small blob whole, and believes it only if it has the digest
+// it is kept under.
+func readBlob(ctx context.Context, store content.Provider, desc ispec.Descriptor, limit int64) ([]byte, error) {
+	ra, err := store.ReaderAt(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer ra.Close()
+	if ra.Size() > limit {
+		return nil, fmt.Errorf("%s is %d bytes: at most %d are accepted: %w", desc.Digest, ra.Size(), limit, errdefs.ErrInvalidArgument)
+	}
+	b := make([]byte, ra.Size())
+	if n, err := ra.ReadAt(b, 0); n < len(b) {
+		return nil, fmt.Errorf("read %s: %w", desc.Digest, err)
+	}
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if got := desc.Digest.Algorithm().FromBytes(b); got != desc.Digest {
+		return nil, fmt.Errorf("blob %s is damaged: its digest is %s: %w", desc.Digest, got, errdefs.ErrDataLoss)
+	}
+	return b, nil
+}
+
+// writer opens an ingest and waits while somebody else has it open.
+// errdefs.ErrAlreadyExists when the blob is there.
+func (x *session) writer(ctx context.Context, desc ispec.Descriptor) (content.Writer, error) {
+	pause := 5 * time.Millisecond
+	for {
+		w, err := x.stores.Content.Writer(ctx, content.WriteOptions{Ref: image.RefKey(desc), Size: desc.Size, Expected: desc.Digest})
+		if err == nil || !errdefs.IsUnavailable(err) {
+			return w, err
+		}
+		if _, gone := x.stores.Content.Status(ctx, image.RefKey(desc)); errdefs.IsUnavailable(gone) {
+			return nil, gone // not the ingest is busy: the store cannot be reached
+		}
+		// Transfers of this daemon wait for each other at their locks: this
+		// writer belongs to a client.
+		select {
+		case <-time.After(pause):
+			pause = min(2*pause, 500*time.Millisecond)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the ingest %s: %w", image.RefKey(desc), context.Cause(ctx))
+		}
+	}
+}
+
+// writeBytes stores a small blob that is in memory and was verified.
+func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byte, labels map[string]string) error {
+	w, err := x.writer(ctx, desc)
+	if errdefs.IsAlreadyExists(err) {
+		return x.addLabels(ctx, desc.Digest, labels)
+	}
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if st, err := w.Status(); err != nil {
+		return err
+	} else if st.Offset > 0 {
+		if err := w.Truncate(0); err != nil {
+			return err
+		}
+	}
+	if _, err := io.Copy(w, bytes.NewReader(b)); err != nil {
+		return fmt.Errorf("store %s: %w", desc.Digest, err)
+	}
+	err = w.Commit(ctx, desc.Size, desc.Digest, labels)
+	if errdefs.IsAlreadyExists(err) {
+		return x.addLabels(ctx, desc.Digest, labels)
+	}
+	return err
+}
+
+// addLabels sets those labels of a blob that it does not have yet.
+func (x *session) addLabels(ctx context.Context, d digest.Digest, labels map[string]string) error {
+	info, err := x.stores.Content.Info(ctx, d)
+	if err != nil {
+		return err
+	}
+	var paths []string
+	for k, v := range labels {
+		if info.Labels[k] != v {
+			paths = append(paths, "labels."+k)
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	_, err = x.stores.Content.Update(ctx, object.BlobInfo{Digest: d, Labels: maps.Clone(labels)}, paths...)
+	return err
+}
+
+// exists tells whether a blob is in the store.
+func (x *session) exists(ctx context.Context, d digest.Digest) (bool, error) {
+	_, err := x.stores.Content.Info(ctx, d)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// mustSync notes that a snapshotter holds files that must reach the disk.
+func (x *session) mustSync(name string, sn snapshot.Backend) {
+	if s, ok := sn.(snapshot.Syncer); ok {
+		x.mu.Lock()
+		x.syncers[name] = s
+		x.mu.Unlock()
+	}
+}
+
+// barrier returns when everything that was unpacked would survive a power cut.
+func (x *session) barrier(ctx context.Context) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	failpoint.Hit("transfer.before-barrier")
+	for name, s := range x.syncers {
+		if err := s.Sync(ctx); err != nil {
+			return fmt.Errorf("bring the layers in %s to the disk: %w", name, err)
+		}
+	}
+	clear(x.syncers)
+	return nil
+}
+
+// record makes or replaces an image record.
+func (x *session) record(ctx context.Context, img object.Image) (object.Image, error) {
+	failpoint.Hit("transfer.before-record")
+	for {
+		out, err := x.stores.Images.Create(ctx, img)
+		if !errdefs.IsAlreadyExists(err) {
+			return out, err
+		}
+		out, err = x.stores.Images.Update(ctx, img)
+		if !errdefs.IsNotFound(err) { // removed in between: make it again
+			return out, err
+		}
+	}
+}
+
+// undo runs fn with a context that outlives the transfer's.
+func undo(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	return fn(ctx)
+}
+
+// first prefers an error that says why over the cancellations that it caused.
+func first(errs ...error) error {
+	var cancelled error
+	for _, err := range errs {
+		switch {
+		case err == nil:
+		case errors.Is(err, context.Canceled):
+			cancelled = err
+		default:
+			return err
+		}
+	}
+	return cancelled
+}
+
+// references bounds how much one image may name.
+type references struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (r *references) add(n, depth int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n += n; r.n > image.MaxReferences {
+		return fmt.Errorf("image names more than %d objects: %w", image.MaxReferences, errdefs.ErrResourceExhausted)
+	}
+	if depth > image.MaxDepth {
+		return fmt.Errorf("image nests indexes more than %d deep: %w", image.MaxDepth, errdefs.ErrResourceExhausted)
+	}
+	return nil
+}
