@@ -48,6 +48,7 @@ var floors = map[string]int{
 	"boltx":      1,
 	"par":        1,
 	"cleanup":    1,
+	"failpoint":  0,
 	"object":     0,
 	"version":    0,
 }
@@ -100,7 +101,7 @@ var linkNever = map[string][]string{
 // wireAllowed may import the generated API.
 var wireAllowed = []string{
 	"internal/grpcapi", "internal/shim", "internal/task", "internal/remote", "internal/events", "internal/wire",
-	"internal/daemon", "cmd/ctr", "cmd/containerd", "test",
+	"internal/daemon", "cmd/ctr", "cmd/containerd", "test", "bench",
 }
 
 type pkg struct {

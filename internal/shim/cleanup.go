@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/mount"
 	"berth/internal/object"
 
@@ -96,6 +97,7 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 		fmt.Fprintf(warnings, "remove container %s: %v\n", f.ID, err)
 	}
 	killed := time.Now()
+	failpoint.Hit("shim.cleanup.destroyed")
 	if err := mount.UnmountRecursive(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		fmt.Fprintf(warnings, "unmount the root filesystem of %s: %v\n", f.ID, err)
 	}

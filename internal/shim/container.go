@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"berth/internal/cgroup"
+	"berth/internal/failpoint"
 	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
@@ -83,6 +84,7 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 			return fmt.Errorf("mount the root filesystem: %w", err)
 		}
 		c.mounted = true
+		failpoint.Hit("shim.create.mounted")
 	}
 	defer func() {
 		if err != nil {
@@ -115,6 +117,7 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 	if err != nil {
 		return fmt.Errorf("OCI runtime create failed: %w", err)
 	}
+	failpoint.Hit("shim.create.made")
 	if err := c.init.attach(c.oci.Init(), streams); err != nil {
 		_ = c.oci.KillAll(ctx)
 		_, _ = c.oci.Init().Collect()

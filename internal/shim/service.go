@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
 	"berth/internal/stdio"
@@ -93,6 +94,7 @@ func (s *service) create(ctx context.Context, req createRequest) (uint32, error)
 		IO: &events.TaskIO{Stdin: req.io.Stdin, Stdout: req.io.Stdout, Stderr: req.io.Stderr, Terminal: req.io.Terminal},
 	}})
 	pid := c.init.pid
+	failpoint.Hit("shim.create.published")
 	c.init.settle(created)
 	return pid, nil
 }
@@ -123,6 +125,7 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 		p.settle(created)
 		return 0, fmt.Errorf("OCI runtime start failed: %w", err)
 	}
+	failpoint.Hit("shim.start.started")
 	p.openInput()
 	s.publish(event{topic: "/tasks/start", body: &events.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
@@ -136,6 +139,7 @@ func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
 		return 0, fmt.Errorf("OCI runtime exec failed: %w", err)
 	}
 	pid := p.pid
+	failpoint.Hit("shim.exec.started")
 	p.openInput()
 	s.publish(event{topic: "/tasks/exec-started", body: &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
 	p.settle(running)
@@ -193,10 +197,12 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 		p.finish(deleting, stopped)
 		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
+	failpoint.Hit("shim.delete.destroyed")
 	c.unwatch()
 	p.release()
 	c.releaseExecs()
 	c.unmount()
+	failpoint.Hit("shim.delete.unmounted")
 	end := p.exit()
 	s.publish(event{topic: "/tasks/delete", body: &events.TaskDelete{
 		ContainerID: id, Pid: end.PID, ExitStatus: end.Status, ExitedAt: timestamppb.New(end.At),
@@ -206,6 +212,7 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 	delete(s.containers, id)
 	last := len(s.containers) == 0
 	s.mu.Unlock()
+	failpoint.Hit("shim.delete.deleted")
 	if last {
 		s.left()
 	}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"encoding/json"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -44,6 +45,7 @@ func warm() {
 			_ = proto.Unmarshal(raw, m)
 		}
 	}
+
 }
 
 // Memory. While a container is made and started, garbage is left lying: collecting
@@ -54,6 +56,13 @@ const (
 	gcWhenIdle = 40
 	idleAfter  = time.Second
 )
+
+// tune comes before anything is done.
+func tune() {
+	// One processor does: there is little to do at a time, and each has its caches.
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(gcWhenBusy)
+}
 
 // keepSmall is called when a container has started.
 func keepSmall() {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
 	"berth/internal/wire"
@@ -52,6 +53,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, err
 	}
+	m.attach.Prepare()
 	pid, s, err := m.create(ctx, t, p)
 	if err != nil {
 		m.forget(t, object.Exit{})
@@ -104,7 +106,9 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 	if err := t.bundle.create(p.spec, p.rootGID); err != nil {
 		return 0, nil, err
 	}
+	failpoint.Hit("task.create.bundle-made")
 	s, err := m.provide(ctx, t, p)
+	failpoint.Hit("task.create.shim-ready")
 	if err != nil {
 		m.discard(t)
 		return 0, nil, err
@@ -127,6 +131,7 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		// binary, which was asked for its address, speaks of version 3.
 		err = s.call(ctx, t.key, "Create", req, &resp)
 	}
+	failpoint.Hit("task.create.created")
 	if err != nil {
 		m.undo(t, s, p)
 		return 0, nil, err
@@ -143,6 +148,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 	call, cancelCall := context.WithTimeout(ctx, loadTimeout)
 	err := s.call(call, t.key, "Delete", &taskapi.DeleteRequest{ID: t.id}, &taskapi.DeleteResponse{})
 	cancelCall()
+	failpoint.Hit("task.undo.deleted")
 	orderly := err == nil || errdefs.IsNotFound(err) && !s.isDead()
 	if alone {
 		if orderly {
