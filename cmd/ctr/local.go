@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/platforms"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
+	"google.golang.org/grpc/connectivity"
 )
 
 // locally runs a transfer in ctr itself, over the daemon's stores and, where it
@@ -49,8 +50,11 @@ func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snaps
 		}
 		display.Update(m)
 	})
-	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
+	case errdefs.IsUnavailable(err) && s.GetState() != connectivity.Ready:
+		return fmt.Errorf("the daemon has gone away, begin again when it is back: %w", err)
 	}
 	return err
 }
