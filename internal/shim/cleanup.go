@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -94,6 +95,7 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 		fmt.Fprintf(warnings, "remove container %s: %v\n", f.ID, err)
 	}
 	killed := time.Now()
+	removeDeadSocket(bundle)
 	failpoint.Hit("shim.cleanup.destroyed")
 	if err := mount.UnmountRecursive(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		fmt.Fprintf(warnings, "unmount the root filesystem of %s: %v\n", f.ID, err)
@@ -104,6 +106,31 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 	}
 	_, err = out.Write(api.Marshal(&api.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: api.Time(e.Timestamp)}))
 	return err
+}
+
+// removeDeadSocket removes the socket that the daemon noted in the bundle, unless
+// another shim of the group, or this one against all odds, serves it.
+func removeDeadSocket(bundle string) {
+	raw, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json"))
+	if err != nil {
+		return
+	}
+	var noted struct{ Address string }
+	if json.Unmarshal(raw, &noted) != nil {
+		return
+	}
+	path, ok := strings.CutPrefix(noted.Address, "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return
+	}
+	conn, err := net.DialTimeout("unix", path, 100*time.Millisecond)
+	if err == nil {
+		conn.Close()
+		return
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		_ = os.Remove(path)
+	}
 }
 
 func readExit(bundle string) (e exitRecord, err error) {
