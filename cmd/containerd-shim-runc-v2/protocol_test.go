@@ -33,7 +33,7 @@ func TestSpare(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := strings.ReplaceAll(strings.TrimRight(string(raw), "\x00"), "\x00", " ")
-	if want := "containerd-shim-runc-v2 -namespace test -id shown -address /nowhere"; got != want {
+	if want := "containerd-shim-runc-v2 -namespace " + namespace + " -id shown -address /nowhere"; got != want {
 		t.Errorf("command line %q, want %q", got, want)
 	}
 	w.close(t) // it has no container, and so ends with its client
@@ -107,7 +107,7 @@ func TestStartProtocol(t *testing.T) {
 		for _, f := range []struct {
 			n protowire.Number
 			v string
-		}{{1, id}, {2, "test"}, {5, d.address}, {6, "/nowhere"}, {9, sockets}} {
+		}{{1, id}, {2, namespace}, {5, d.address}, {6, "/nowhere"}, {9, sockets}} {
 			b = protowire.AppendString(protowire.AppendTag(b, f.n, protowire.BytesType), f.v)
 		}
 		return b
@@ -143,7 +143,7 @@ func TestStartProtocol(t *testing.T) {
 			dir := bundle(t, id, []string{"sh", "-c", "exit 6"}, func(s *specs.Spec) {
 				s.Annotations = map[string]string{"io.kubernetes.cri.sandbox-id": "pod-" + name}
 			})
-			args := []string{"-namespace", "test", "-id", id, "-address", "/nowhere", "-publish-binary", "/bin/true", "start"}
+			args := []string{"-namespace", namespace, "-id", id, "-address", "/nowhere", "-publish-binary", "/bin/true", "start"}
 			address := tc.address(t, call(t, dir, tc.env, tc.stdin(id), args...))
 			socket := strings.TrimPrefix(address, "unix://")
 			pid := pidOf(t, dir)
@@ -154,7 +154,7 @@ func TestStartProtocol(t *testing.T) {
 			other := bundle(t, id+"-2", []string{"true"}, func(s *specs.Spec) {
 				s.Annotations = map[string]string{"io.kubernetes.cri.sandbox-id": "pod-" + name}
 			})
-			if got := tc.address(t, call(t, other, tc.env, tc.stdin(id+"-2"), "-namespace", "test", "-id", id+"-2", "-address", "/nowhere", "start")); got != address {
+			if got := tc.address(t, call(t, other, tc.env, tc.stdin(id+"-2"), "-namespace", namespace, "-id", id+"-2", "-address", "/nowhere", "start")); got != address {
 				t.Errorf("the pod's second container got %s, the first %s", got, address)
 			}
 			ctx := t.Context()
@@ -200,7 +200,7 @@ func TestKilledShim(t *testing.T) {
 	s.cmd.Process.Signal(syscall.SIGKILL)
 	s.cmd.Wait()
 	s.client.Close()
-	out := call(t, dir, nil, nil, "-namespace", "test", "-id", "killed", "-address", "/nowhere", "-bundle", dir, "delete")
+	out := call(t, dir, nil, nil, "-namespace", namespace, "-id", "killed", "-address", "/nowhere", "-bundle", dir, "delete")
 	var resp task.DeleteResponse
 	if err := proto.Unmarshal(out, &resp); err != nil || resp.Pid != created.Pid || resp.ExitStatus != 137 {
 		t.Errorf("%v, %v", &resp, err)
@@ -209,7 +209,7 @@ func TestKilledShim(t *testing.T) {
 	os.Remove(s.socket)
 	(&world{testShim: s, t: t, dir: dir, id: "killed"}).nothingLeft()
 	// And again, when there is nothing.
-	call(t, dir, nil, nil, "-namespace", "test", "-id", "killed", "-address", "/nowhere", "-bundle", dir, "delete")
+	call(t, dir, nil, nil, "-namespace", namespace, "-id", "killed", "-address", "/nowhere", "-bundle", dir, "delete")
 }
 
 // The end of a container is not lost with its shim.
@@ -232,7 +232,7 @@ func TestKilledShimRemembersExit(t *testing.T) {
 	s.cmd.Wait()
 	s.client.Close()
 	os.Remove(s.socket)
-	out := call(t, dir, nil, nil, "-namespace", "test", "-id", "remembered", "-address", "/nowhere", "-bundle", dir, "delete")
+	out := call(t, dir, nil, nil, "-namespace", namespace, "-id", "remembered", "-address", "/nowhere", "-bundle", dir, "delete")
 	var resp task.DeleteResponse
 	if err := proto.Unmarshal(out, &resp); err != nil || resp.ExitStatus != 11 {
 		t.Errorf("%v, %v", &resp, err)

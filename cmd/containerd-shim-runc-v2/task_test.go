@@ -49,10 +49,10 @@ func newWorld(t testing.TB, args []string, change func(*specs.Spec)) *world {
 // nothingLeft of a container on the host.
 func (w *world) nothingLeft() {
 	w.t.Helper()
-	if _, err := os.Stat("/run/containerd/runc/test/" + w.id); err == nil {
+	if _, err := os.Stat("/run/containerd/runc/" + namespace + "/" + w.id); err == nil {
 		w.t.Error("the runtime's state is left")
 	}
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/berth-test/" + w.id); len(left) > 0 {
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroups + "/" + w.id); len(left) > 0 {
 		w.t.Errorf("control groups are left: %v", left)
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
