@@ -9,6 +9,8 @@
 //	exits N COMMAND...              runs the command and wants that exit status
 //	image [NAME]                    imports the busybox test image (default example.com/busybox:1)
 //	registry                        starts a registry on loopback, $REGISTRY is its host:port
+//	faulty start|private|tls        starts a registry in the test, $FAULTY is its host:port; it has app:1
+//	faulty well|FAULT               how that registry answers from now on
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
 //
 // and the conditions [root], [overlay], [restarts] (in the second of the two

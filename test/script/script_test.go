@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/registry/registrytest"
 	"berth/test/testimage"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -95,6 +96,7 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
+			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"exits":    cmdExits,
 		},
@@ -117,6 +119,10 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
+
+	// Of the registry that can misbehave: see cmdFaulty.
+	faulty      *registrytest.Registry
+	faultyLayer string // a part of the layer's path
 }
 
 const machineKey = "machine"
