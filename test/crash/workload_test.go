@@ -253,6 +253,13 @@ func (w *workload) clearContainers() error {
 	for _, id := range w.lines("containers", "ls", "-q") {
 		w.must("containers", "rm", id)
 	}
+	// A ctr that a daemon's death keeps from making the container leaves its
+	// snapshot to its lease, which lasts for a day.
+	for line := range strings.Lines(w.must("snapshots", "ls")) {
+		if f := strings.Fields(line); slices.Contains([]string{"kept", "ended", "once", "victim"}, f[0]) {
+			w.must("snapshots", "rm", f[0])
+		}
+	}
 	if err := settle(w.running); err != nil {
 		return fmt.Errorf("without any task: %w", err)
 	}
