@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"berth/internal/shim"
 )
@@ -40,7 +39,6 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == "serve" {
 		// What follows is room for the command line that people see.
-		tune()
 		return shim.ServeSpare(ctx)
 	}
 	var f shim.Flags
@@ -72,14 +70,8 @@ func run(ctx context.Context, args []string) error {
 	case "delete":
 		return shim.Cleanup(ctx, f, os.Stdout, os.Stderr)
 	case "":
-		tune()
 		return shim.ServeInherited(ctx, f)
 	default:
 		return fmt.Errorf("%q is not an action: start, delete or serve", action)
 	}
-}
-
-// tune keeps a process small that is there as often as there are containers.
-func tune() {
-	debug.SetGCPercent(40)
 }

@@ -219,12 +219,12 @@ func askDaemon(ctx context.Context, root *cli.Command, p position, fn func(ctx c
 		}
 		return root.String(name) // with its default and environment
 	}
-	conn, err := dial(value("address"), completionTime)
+	conn, hangUp, err := dial(value("address"), completionTime, false)
 	if err != nil {
 		return nil
 	}
 	s := &session{ClientConn: conn, namespace: value("namespace")}
-	defer conn.Close()
+	defer hangUp()
 	ctx, cancel := context.WithTimeout(withNamespace(ctx, s.namespace), completionTime)
 	defer cancel()
 	return fn(ctx, s)

@@ -61,10 +61,11 @@ func contentCommand() *cli.Command {
 					&cli.BoolFlag{Name: "metadata-only", Usage: "Pull all metadata including manifests and configs"},
 				),
 				Action: withSession(func(ctx context.Context, cmd *cli.Command, s *session) error {
-					if err := notYet(cmd, "metadata-only"); err != nil {
+					ps, err := pullPlatforms(cmd)
+					if err != nil {
 						return err
 					}
-					return s.pull(ctx, cmd, false)
+					return s.pullLocally(ctx, cmd, ps, false)
 				}),
 			},
 			{
@@ -408,8 +409,11 @@ func isLayerLabel(key string) bool {
 	return ok && err == nil && number > 0
 }
 
-// remote opens a reference at its registry, without a daemon.
-func remote(cmd *cli.Command, ref string) (*registry.Remote, error) {
+// openRemote opens a reference at its registry, without a daemon.
+func openRemote(cmd *cli.Command, ref string) (*registry.Remote, error) {
+	if ref == "" {
+		return nil, invalid("an image reference must be provided, such as docker.io/library/alpine:latest")
+	}
 	opts := registry.Options{
 		HostDir: cmd.String("hosts-dir"), SkipVerify: cmd.Bool("skip-verify"),
 		CACert: cmd.String("tlscacert"), ClientCert: cmd.String("tlscert"), ClientKey: cmd.String("tlskey"),
@@ -435,7 +439,7 @@ func fetchObjectAction(ctx context.Context, cmd *cli.Command) error {
 	if err := needArgs(cmd, "an image reference"); err != nil {
 		return err
 	}
-	r, err := remote(cmd, cmd.Args().First())
+	r, err := openRemote(cmd, cmd.Args().First())
 	if err != nil {
 		return err
 	}
@@ -458,7 +462,7 @@ func fetchBlobAction(ctx context.Context, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
-		r, err := remote(cmd, repository+"@"+d.String())
+		r, err := openRemote(cmd, repository+"@"+d.String())
 		if err != nil {
 			return err
 		}
@@ -497,7 +501,7 @@ func pushObjectAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	if err != nil {
 		return err
 	}
-	r, err := remote(cmd, cmd.Args().First())
+	r, err := openRemote(cmd, cmd.Args().First())
 	if err != nil {
 		return err
 	}

@@ -139,7 +139,13 @@ func (c *created) fromImage(ctx context.Context, cmd *cli.Command, s *session, r
 	var img resolved
 	snapshotter := cmd.String("snapshotter")
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return createLease(gctx, s, lease) })
+	g.Go(func() error {
+		// Not interruptible: a lease that the daemon makes after it was asked to
+		// delete it would stay.
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
+		return createLease(ctx, s, lease)
+	})
 	if snapshotter == "" {
 		g.Go(func() (err error) {
 			snapshotter, err = defaultSnapshotter(gctx, s)

@@ -1,6 +1,10 @@
 package main
 
-import "github.com/urfave/cli/v3"
+import (
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
 
 // The commands here are listed, so that help and scripts find them, and say that
 // they come later.
@@ -45,11 +49,19 @@ func shimCommand() *cli.Command {
 		return &cli.IntFlag{Name: "api-version", Usage: "shim API version {2,3}", Value: 3}
 	}
 	var profiles []*cli.Command
-	for _, p := range []struct{ name, usage string }{
-		{"block", "Goroutine blocking profile"}, {"goroutines", "Print goroutine stack dump"}, {"heap", "Dump heap profile"},
-		{"profile", "CPU profile"}, {"threadcreate", "Goroutine thread creating profile"}, {"trace", "Collect execution trace"},
+	for _, p := range []struct {
+		name, usage string
+		timed       bool
+	}{
+		{"block", "Goroutine blocking profile", false}, {"goroutines", "Print goroutine stack dump", false},
+		{"heap", "Dump heap profile", false}, {"profile", "CPU profile", true},
+		{"threadcreate", "Goroutine thread creating profile", false}, {"trace", "Collect execution trace", true},
 	} {
-		profiles = append(profiles, &cli.Command{Name: p.name, Usage: p.usage, Action: later})
+		flags := []cli.Flag{&cli.UintFlag{Name: "debug", Usage: "Debug pprof args"}}
+		if p.timed {
+			flags = append(flags, &cli.DurationFlag{Name: "seconds", Aliases: []string{"s"}, Usage: "Duration for collection (seconds)", Value: 30 * time.Second})
+		}
+		profiles = append(profiles, &cli.Command{Name: p.name, Usage: p.usage, Flags: flags, Action: later})
 	}
 	return &cli.Command{
 		Name: "shim", Usage: "Interact with a shim directly",

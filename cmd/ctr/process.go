@@ -197,53 +197,54 @@ func (pio *processIO) finish() {
 	pio.close(true)
 }
 
-// foreground forwards signals to p until it has exited. Before release is called
-// an interrupt ends ctx instead.
+// foreground takes our signals: until started is called they end the command's
+// context, from then on they are the process's.
 type foreground struct {
 	signals chan os.Signal
-	ready   chan struct{}
+	forward chan func(syscall.Signal)
 }
 
-// interruptible is a context that an interrupt ends, until started is called.
+// interruptible is a context that an interrupt ends until started is called.
 func interruptible(ctx context.Context) (context.Context, *foreground, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	f := &foreground{signals: make(chan os.Signal, 128), ready: make(chan struct{})}
+	f := &foreground{signals: make(chan os.Signal, 128), forward: make(chan func(syscall.Signal))}
 	signal.Notify(f.signals)
+	stopped := make(chan struct{})
 	go func() {
+		handle := func(sig syscall.Signal) {
+			switch sig {
+			case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
+				cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
+			}
+		}
 		for {
 			select {
 			case sig := <-f.signals:
-				switch sig {
-				case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
-					cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
-				}
-			case <-f.ready:
+				handle(sig.(syscall.Signal))
+			case handle = <-f.forward:
+			case <-stopped:
 				return
 			}
 		}
 	}()
-	return ctx, f, func() { signal.Stop(f.signals); cancel(context.Canceled) }
+	return ctx, f, func() { signal.Stop(f.signals); close(stopped); cancel(context.Canceled) }
 }
 
 // started hands signals to p from now on.
 func (f *foreground) started(ctx context.Context, p process, con console.Console) {
-	f.ready <- struct{}{}
-	go func() {
-		for sig := range f.signals {
-			s := sig.(syscall.Signal)
-			switch {
-			case s == unix.SIGURG || s == unix.SIGCHLD: // the Go runtime's, and about our own children
-			case s == unix.SIGWINCH:
-				if con != nil {
-					p.resize(ctx, con)
-				}
-			default:
-				if err := p.kill(ctx, s, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-					fmt.Fprintf(os.Stderr, "ctr: forwarding %s: %v\n", s, err)
-				}
+	f.forward <- func(sig syscall.Signal) {
+		switch sig {
+		case unix.SIGURG, unix.SIGCHLD: // the Go runtime's, and about our own children
+		case unix.SIGWINCH:
+			if con != nil {
+				p.resize(ctx, con)
+			}
+		default:
+			if err := p.kill(ctx, sig, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				fmt.Fprintf(os.Stderr, "ctr: forwarding %s: %v\n", sig, err)
 			}
 		}
-	}()
+	}
 }
 
 // runProcess waits for p, started by start, with its IO and our signals, deletes

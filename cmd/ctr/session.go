@@ -40,7 +40,7 @@ type session struct {
 // connect opens the session that the global flags describe. The context carries
 // the namespace and the deadline for every call; end releases both.
 func connect(ctx context.Context, cmd *cli.Command) (context.Context, *session, func(), error) {
-	conn, err := dial(cmd.String("address"), cmd.Duration("connect-timeout"))
+	conn, hangUp, err := dial(cmd.String("address"), cmd.Duration("connect-timeout"), cmd.Bool("debug"))
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -50,7 +50,7 @@ func connect(ctx context.Context, cmd *cli.Command) (context.Context, *session, 
 	if limit := cmd.Duration("timeout"); limit > 0 {
 		ctx, cancel = context.WithTimeout(ctx, limit)
 	}
-	return ctx, s, func() { s.pending.Wait(); cancel(); conn.Close() }, nil
+	return ctx, s, func() { s.pending.Wait(); cancel(); hangUp() }, nil
 }
 
 // withSession runs fn in a session.
@@ -81,8 +81,9 @@ func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // dial opens the socket itself and hands the connection to gRPC, so that a
-// daemon that is not there is reported at once and in plain words.
-func dial(address string, timeout time.Duration) (*grpc.ClientConn, error) {
+// daemon that is not there is reported at once and in plain words. With debug
+// every call and its time are printed on stderr.
+func dial(address string, timeout time.Duration, debug bool) (conn *grpc.ClientConn, hangUp func(), err error) {
 	path := strings.TrimPrefix(address, "unix://")
 	if timeout <= 0 {
 		timeout = 10 * time.Second
@@ -90,17 +91,21 @@ func dial(address string, timeout time.Duration) (*grpc.ClientConn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	first, err := dialer.Dial("unix", path)
 	if err != nil {
-		return nil, connectError(path, err)
+		return nil, nil, connectError(path, err)
 	}
 	ready := make(chan net.Conn, 1)
 	ready <- first
+	unary := nativeErrors
+	if debug {
+		unary = timedCalls
+	}
 	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: timeout}
-	conn, err := grpc.NewClient("passthrough:///"+path,
+	conn, err = grpc.NewClient("passthrough:///"+path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(params),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithUnaryInterceptor(nativeErrors),
+		grpc.WithUnaryInterceptor(unary),
 		grpc.WithStreamInterceptor(nativeStreamErrors),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			select {
@@ -112,9 +117,16 @@ func dial(address string, timeout time.Duration) (*grpc.ClientConn, error) {
 		}))
 	if err != nil {
 		first.Close()
-		return nil, fmt.Errorf("connecting to %s: %w", path, err)
+		return nil, nil, fmt.Errorf("connecting to %s: %w", path, err)
 	}
-	return conn, nil
+	return conn, func() {
+		conn.Close()
+		select {
+		case c := <-ready: // no call was made
+			c.Close()
+		default:
+		}
+	}, nil
 }
 
 func connectError(path string, err error) error {
@@ -141,6 +153,13 @@ func connectError(path string, err error) error {
 
 func nativeErrors(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	return errgrpc.ToNative(invoke(ctx, method, req, reply, cc, opts...))
+}
+
+func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	start := time.Now()
+	err := nativeErrors(ctx, method, req, reply, cc, invoke, opts...)
+	fmt.Fprintf(os.Stderr, "ctr: %s %s took %s: %v\n", start.Format("15:04:05.000000"), method, time.Since(start).Round(time.Microsecond), err)
+	return err
 }
 
 func nativeStreamErrors(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"berth/cmd/ctr/output"
 	"berth/cmd/ctr/progress"
 	"berth/internal/wire"
 
@@ -193,8 +192,8 @@ func registryFlags() []cli.Flag {
 	}
 }
 
-// needsLocal refuses flags that the transfer service has no field for. hint says
-// what to do instead.
+// needsLocal refuses flags that the transfer service has no field for, unless
+// the transfer is one of ctr's own.
 func needsLocal(cmd *cli.Command, names ...string) error {
 	hints := map[string]string{
 		"skip-verify": "set skip_verify in hosts.toml and name its directory with --hosts-dir",
@@ -202,17 +201,17 @@ func needsLocal(cmd *cli.Command, names ...string) error {
 		"tlscert":     "set client in hosts.toml and name its directory with --hosts-dir",
 		"tlskey":      "set client in hosts.toml and name its directory with --hosts-dir",
 	}
-	if err := notYet(cmd, "local"); err != nil {
-		return err
+	if cmd.Bool("local") {
+		return nil
 	}
 	for _, name := range names {
 		if !cmd.IsSet(name) {
 			continue
 		}
 		if hint := hints[name]; hint != "" {
-			return invalid("--%s needs --local, which this version of ctr does not support yet; %s", name, hint)
+			return invalid("--%s needs --local; or %s", name, hint)
 		}
-		return invalid("--%s needs --local, which this version of ctr does not support yet", name)
+		return invalid("--%s needs --local", name)
 	}
 	return nil
 }
@@ -326,27 +325,43 @@ func pullFlags() []cli.Flag {
 	)
 }
 
-func pullAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	return s.pull(ctx, cmd, true)
+// pullPlatforms are those of the flags, this host's when nothing is said, none
+// for all.
+func pullPlatforms(cmd *cli.Command) ([]ispec.Platform, error) {
+	ps, err := platformArgs(cmd.StringSlice("platform"))
+	switch {
+	case err != nil:
+		return nil, err
+	case !cmd.Bool("all-platforms") && len(ps) == 0:
+		return []ispec.Platform{platforms.DefaultSpec()}, nil
+	case cmd.Bool("all-platforms") && len(ps) > 0:
+		return nil, invalid("--platform and --all-platforms cannot be used together")
+	}
+	return ps, nil
 }
 
-// pull fetches an image, and unpacks it if asked for.
-func (s *session) pull(ctx context.Context, cmd *cli.Command, unpack bool) error {
+func pullAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	if err := needsLocal(cmd, "max-concurrent-downloads", "skip-verify", "tlscacert", "tlscert", "tlskey"); err != nil {
 		return err
 	}
 	ref := cmd.Args().First()
-	ps, err := platformArgs(cmd.StringSlice("platform"))
+	ps, err := pullPlatforms(cmd)
 	if err != nil {
 		return err
 	}
-	all := cmd.Bool("all-platforms")
-	if all && len(ps) > 0 {
-		return invalid("--platform and --all-platforms cannot be used together")
+	if cmd.Bool("local") {
+		err = s.pullLocally(ctx, cmd, ps, true)
+	} else {
+		err = s.pull(ctx, cmd, ref, ps)
 	}
-	if !all && len(ps) == 0 {
-		ps = []ispec.Platform{platforms.DefaultSpec()}
+	if err != nil || !cmd.Bool("print-chainid") {
+		return err
 	}
+	return s.printChains(ctx, ref, ps)
+}
+
+// pull has the daemon fetch and unpack an image.
+func (s *session) pull(ctx context.Context, cmd *cli.Command, ref string, ps []ispec.Platform) error {
 	source, err := s.registry(ctx, cmd, ref)
 	if err != nil {
 		return err
@@ -356,22 +371,9 @@ func (s *session) pull(ctx context.Context, cmd *cli.Command, unpack bool) error
 		Platforms: platformsToProto(ps), AllMetadata: !cmd.Bool("skip-metadata"),
 	}
 	for _, p := range ps {
-		if unpack {
-			store.Unpacks = append(store.Unpacks, &transfer.UnpackConfiguration{Platform: wire.PlatformToProto(p), Snapshotter: cmd.String("snapshotter")})
-		}
+		store.Unpacks = append(store.Unpacks, &transfer.UnpackConfiguration{Platform: wire.PlatformToProto(p), Snapshotter: cmd.String("snapshotter")})
 	}
-	if err := s.transfer(ctx, source, store, os.Stdout); err != nil {
-		return err
-	}
-	if !cmd.Bool("print-chainid") {
-		return nil
-	}
-	img, err := resolveImage(ctx, s, ref, strings.Join(cmd.StringSlice("platform"), ","))
-	if err != nil {
-		return err
-	}
-	output.Line("image chain ID: %s", img.chain())
-	return nil
+	return s.transfer(ctx, source, store, os.Stdout)
 }
 
 func pushFlags() []cli.Flag {
@@ -397,6 +399,9 @@ func pushAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	ps, err := platformArgs(cmd.StringSlice("platform"))
 	if err != nil {
 		return err
+	}
+	if cmd.Bool("local") {
+		return s.pushLocally(ctx, cmd, ref, local, ps)
 	}
 	destination, err := s.registry(ctx, cmd, ref)
 	if err != nil {
@@ -445,6 +450,9 @@ func importAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		}
 		defer f.Close()
 		in = f
+	}
+	if cmd.Bool("local") {
+		return s.importLocally(ctx, cmd, in, unpackFor)
 	}
 	prefix := &transfer.ImageReference{Name: cmd.String("base-name"), IsPrefix: true}
 	if prefix.Name == "" {
@@ -522,6 +530,9 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 				os.Remove(path + ".partial")
 			}
 		}()
+	}
+	if cmd.Bool("local") {
+		return s.exportLocally(ctx, cmd, out, shown, ps)
 	}
 	st, err := s.openStream(ctx, "export")
 	if err != nil {

@@ -45,6 +45,7 @@ var floors = map[string]int{
 	"config":     1,
 	"filter":     1,
 	"fsx":        1,
+	"boltx":      1,
 	"par":        1,
 	"cleanup":    1,
 	"failpoint":  0,
@@ -100,7 +101,7 @@ var linkNever = map[string][]string{
 // wireAllowed may import the generated API.
 var wireAllowed = []string{
 	"internal/grpcapi", "internal/shim", "internal/task", "internal/remote", "internal/events", "internal/wire",
-	"internal/daemon", "cmd/ctr", "cmd/containerd", "test",
+	"internal/daemon", "cmd/ctr", "cmd/containerd", "test", "bench",
 }
 
 type pkg struct {
@@ -267,6 +268,9 @@ func TestSizes(t *testing.T) {
 	lines := map[string]int{}
 	eachFile(t, func(name string, src []byte, f *ast.File, fset *token.FileSet) {
 		n := strings.Count(string(src), "\n")
+		if strings.HasSuffix(path.Dir(name), "test") {
+			return // a contract suite
+		}
 		if n > maxFile {
 			t.Errorf("%s has %d lines: would two files be clearer?", name, n)
 		}
@@ -294,7 +298,9 @@ func TestForbiddenIdioms(t *testing.T) {
 	eachFile(t, func(name string, src []byte, f *ast.File, fset *token.FileSet) {
 		for _, d := range f.Decls {
 			fn, ok := d.(*ast.FuncDecl)
-			if ok && fn.Recv == nil && fn.Name.Name == "init" && !strings.HasPrefix(name, "cmd/containerd-shim-runc-v2/") {
+			// A container's init must leave the ordinary start of the program as
+			// early as it can: ocinit is the one exception.
+			if ok && fn.Recv == nil && fn.Name.Name == "init" && name != "internal/ociruntime/ocinit/ocinit.go" {
 				t.Errorf("%s: func init: wiring is one typed file, in order", fset.Position(fn.Pos()))
 			}
 		}
@@ -321,6 +327,11 @@ func TestForbiddenIdioms(t *testing.T) {
 // a comment on the line.
 func TestNoSleepInTests(t *testing.T) {
 	walk(t, func(name string) bool { return strings.HasSuffix(name, "_test.go") }, func(name string, src []byte, f *ast.File, fset *token.FileSet) {
+		for _, imp := range f.Imports {
+			if imp.Path.Value == `"testing/synctest"` {
+				return // the clock of a bubble is a fake one
+			}
+		}
 		lines := strings.Split(string(src), "\n")
 		ast.Inspect(f, func(n ast.Node) bool {
 			if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Sleep" {

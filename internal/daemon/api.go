@@ -119,6 +119,8 @@ func (d *Daemon) openAPI(context.Context) error {
 	if err := d.required(); err != nil {
 		return err
 	}
+	memory := newTrimmer()
+	d.onClose(memory.close)
 	options := grpcapi.Options{
 		DB:        d.db,
 		Events:    d.events,
@@ -132,6 +134,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		Version:   version.Version,
 		Revision:  version.Revision(),
 		Log:       d.log,
+		Activity:  memory.activity,
 	}
 	if d.shimEvents, err = grpcapi.NewTTRPCServer(options); err != nil {
 		return err

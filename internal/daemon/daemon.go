@@ -60,6 +60,8 @@ type Daemon struct {
 	plugins []grpcapi.Plugin
 	// undo takes down what is there, the last first.
 	undo []func() error
+	// settled is closed when what an earlier daemon left is dealt with.
+	settled chan struct{}
 	// life ends with Close; background is what runs beside the API.
 	life       context.Context
 	end        context.CancelFunc
@@ -70,7 +72,7 @@ type Daemon struct {
 // open, sockets bound. A component that the daemon cannot be without makes it
 // fail, with nothing left behind; another is reported as failed.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: log}
+	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{})}
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {

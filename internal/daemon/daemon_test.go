@@ -289,7 +289,7 @@ func TestVerifyAfterPowerCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := start(t, cfg)
-	d.background.Wait()
+	<-d.settled
 	if _, err := store.Info(t.Context(), good); err != nil && !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}

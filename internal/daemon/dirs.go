@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -52,7 +54,7 @@ func loadUUID(root string) (string, error) {
 			return id.String(), nil
 		}
 		// Empty or torn by a crash: nobody can rely on it.
-	} else if !os.IsNotExist(err) {
+	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("identity of the daemon: %w", err)
 	}
 	id, err := uuid.NewRandom()

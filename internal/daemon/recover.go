@@ -16,6 +16,7 @@ const verifyWindow = 10 * time.Minute
 // recover is what the start does behind the API's back: shims are adopted, and
 // after a power cut the newest blobs are read again.
 func (d *Daemon) recover() {
+	defer close(d.settled)
 	begin := time.Now()
 	d.recoverTasks()
 	d.log.Debug("tasks are recovered", "took", time.Since(begin))

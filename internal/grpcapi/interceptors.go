@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/wire"
@@ -20,6 +21,10 @@ type interceptors struct {
 	log *slog.Logger
 	// stopping ends when the server stops.
 	stopping context.Context
+	// calls counts those under way that do not only wait; activity is told when
+	// the first of them begins and the last has ended.
+	calls    *atomic.Int64
+	activity func(busy bool)
 }
 
 func (i interceptors) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
@@ -58,6 +63,15 @@ func (i interceptors) call(ctx context.Context, method string, fn func(context.C
 		defer cancel()
 		defer func() { err = stopped(c, err) }()
 		ctx = c
+	} else {
+		if i.calls.Add(1) == 1 {
+			i.activity(true)
+		}
+		defer func() {
+			if i.calls.Add(-1) == 0 {
+				i.activity(false)
+			}
+		}()
 	}
 	defer func() {
 		if p := recover(); p != nil {

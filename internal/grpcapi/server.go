@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 
 	"berth/internal/content"
 	"berth/internal/diff"
@@ -33,7 +34,8 @@ import (
 )
 
 // Options of the API: the engines behind it, and what it tells about the
-// daemon. All are required but HostDir.
+// daemon. All are required but HostDir
+// and Activity.
 type Options struct {
 	DB       *meta.DB
 	Events   *events.Exchange
@@ -52,6 +54,9 @@ type Options struct {
 	// Version and Revision of the daemon.
 	Version, Revision string
 	Log               *slog.Logger
+	// Activity is told when the first call of several begins and when the last
+	// has ended; may be nil.
+	Activity func(busy bool)
 }
 
 // Server is a gRPC server with all services.
@@ -64,7 +69,10 @@ type Server struct {
 // serves it and shuts it down.
 func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	stopping, stop := context.WithCancelCause(context.Background())
-	around := interceptors{o.Log, stopping}
+	around := interceptors{log: o.Log, stopping: stopping, calls: new(atomic.Int64), activity: o.Activity}
+	if around.activity == nil {
+		around.activity = func(bool) {}
+	}
 	s := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(around.unary),
 		grpc.ChainStreamInterceptor(around.stream),
@@ -88,7 +96,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})
-	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir})
+	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir, log: o.Log})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, healthService{})
 	return &Server{s, stop}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,7 +49,7 @@ func (f fakeContainers) ListStream(_ *containersapi.ListContainersRequest, strea
 func serveAPI(t *testing.T, log *slog.Logger, register func(*grpc.Server, context.Context)) (*Server, *grpc.ClientConn) {
 	t.Helper()
 	stopping, stop := context.WithCancelCause(context.Background())
-	around := interceptors{log, stopping}
+	around := interceptors{log: log, stopping: stopping, calls: new(atomic.Int64), activity: func(bool) {}}
 	s := &Server{grpc.NewServer(grpc.ChainUnaryInterceptor(around.unary), grpc.ChainStreamInterceptor(around.stream)), stop}
 	register(s.Server, stopping)
 	path := filepath.Join(t.TempDir(), "s")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 
 	"berth/internal/registry"
@@ -26,6 +27,7 @@ type transfers struct {
 	streams *streams
 	// hostDir is where hosts.toml files are when the client names no directory.
 	hostDir string
+	log     *slog.Logger
 }
 
 func (s *transfers) Transfer(ctx context.Context, req *transferapi.TransferRequest) (*emptypb.Empty, error) {
@@ -228,6 +230,7 @@ func (c *transferCall) remote(r *api.OCIRegistry) (*registry.Remote, error) {
 		Headers:       make(http.Header),
 		HostDir:       resolver.GetHostDir(),
 		DefaultScheme: resolver.GetDefaultScheme(),
+		Log:           c.log,
 	}
 	if opts.HostDir == "" {
 		opts.HostDir = c.hostDir
@@ -250,5 +253,10 @@ func (c *transferCall) remote(r *api.OCIRegistry) (*registry.Remote, error) {
 		}
 		opts.Credentials = newCredentials(st).get
 	}
-	return registry.NewRemote(r.Reference, opts)
+	remote, err := registry.NewRemote(r.Reference, opts)
+	if err != nil {
+		return nil, err
+	}
+	c.closers = append(c.closers, func() { _ = remote.Close() })
+	return remote, nil
 }

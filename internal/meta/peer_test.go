@@ -72,7 +72,7 @@ func (p *peer) start(t *testing.T) {
 			out, _ := os.ReadFile(p.dir + "/log")
 			t.Fatalf("containerd does not listen:\n%s", out)
 		}
-		time.Sleep(20 * time.Millisecond) // its socket has no other sign
+		time.Sleep(20 * time.Millisecond) // deliberate: its socket has no other sign
 	}
 }
 

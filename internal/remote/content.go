@@ -1,9 +1,3 @@
-// Package remote makes clients of the gRPC API into the engines' own
-// interfaces: a content store, and the like, behind a socket. Proxy plugins are
-// used through them, and so is a daemon by ctr --local.
-//
-// Errors are the errdefs kinds that the server sent. The connection carries
-// namespace and lease: nothing here adds them.
 package remote
 
 import (
@@ -30,8 +24,8 @@ import (
 // blob: what is read after a Delete is errdefs.ErrNotFound.
 type Content struct{ client api.ContentClient }
 
-// NewContent makes a store of a connection, whose interceptors add namespace
-// and lease. Closing the connection is up to the caller.
+// NewContent makes a store of a connection; see Scope. Closing the connection
+// is up to the caller.
 func NewContent(conn grpc.ClientConnInterface) *Content {
 	return &Content{client: api.NewContentClient(conn)}
 }

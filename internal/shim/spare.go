@@ -42,6 +42,8 @@ const controlFD = 3
 // fields of assignment; the listening socket comes with it (SCM_RIGHTS). The
 // answer is one line of JSON: {"pid":N,"version":3} or {"error":"…"}.
 func ServeSpare(ctx context.Context) error {
+	tune()
+	warm()
 	raw, listener, err := receiveAssignment(controlFD)
 	if errors.Is(err, io.EOF) {
 		return nil

@@ -7,8 +7,8 @@
 //
 // The results are equal, byte for byte once serialised, to what containerd's
 // client generates for the same input: other tools compare and edit them. The
-// golden files in testdata were made by containerd's own ctr; testdata/README
-// says how.
+// golden files in cmd/ctr/testdata/spec were made by containerd's own ctr; generate
+// there says how.
 //
 // Names of users and groups are looked up in the container's root filesystem,
 // whose content is hostile: see Rootfs.

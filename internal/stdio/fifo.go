@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -87,7 +88,7 @@ func (s *Streams) outputPump(src *os.File, out output) pump {
 	}
 	p.end = func() {
 		src.Close()
-		out.file.Close()
+		s.finish(out)
 	}
 	return p
 }
@@ -105,8 +106,75 @@ func (s *Streams) attachOutput(ctx context.Context, console *os.File, opts Optio
 	if err != nil {
 		return err
 	}
-	s.run(pump{src: console, dst: out.file, copy: copyBuffered, end: func() { out.file.Close() }})
+	s.run(pump{src: console, dst: out.file, copy: copyBuffered, end: func() { s.finish(out) }})
 	return nil
+}
+
+// finish closes an output that is at its end. What stands in a FIFO that no client
+// has open for reading is kept: until one comes, which then finds the end behind
+// it, or until Close.
+func (s *Streams) finish(out output) {
+	if !out.fifo {
+		out.file.Close()
+		return
+	}
+	// A write end of its own, which has an error as long as nobody reads.
+	path := out.file.Name()
+	w, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	out.file.Close()
+	if err != nil {
+		return // the client has removed the FIFO
+	}
+	poll := []unix.PollFd{{Fd: int32(w)}}
+	if _, err := unix.Poll(poll, 0); err != nil || poll[0].Revents&unix.POLLERR == 0 {
+		unix.Close(w)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		unix.Close(w)
+		return
+	}
+	l := &lateFIFO{w: w, done: make(chan struct{})}
+	s.late = append(s.late, l)
+	go func() {
+		defer close(l.done)
+		// Waits, on a thread of its own, until the FIFO has a reader: a client, or
+		// dismiss. The kernel counts the reader before we go on and close our end.
+		if fd, err := unix.Open(l.path(), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+			unix.Close(fd)
+		}
+		s.mu.Lock()
+		unix.Close(l.w)
+		l.w = -1
+		s.mu.Unlock()
+	}()
+}
+
+// lateFIFO is a FIFO with output that no client has come for.
+type lateFIFO struct {
+	w    int // a write end, -1 when it is closed; Streams.mu guards it
+	done chan struct{}
+}
+
+// path leads to the FIFO even if the client has removed it.
+func (l *lateFIFO) path() string { return "/proc/self/fd/" + strconv.Itoa(l.w) }
+
+// dismiss ends the wait for a client. Streams.mu is not held.
+func (s *Streams) dismiss(l *lateFIFO) {
+	s.mu.Lock()
+	if l.w < 0 {
+		s.mu.Unlock()
+		return
+	}
+	r, err := unix.Open(l.path(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	s.mu.Unlock()
+	if err != nil {
+		return // no descriptor is left: the goroutine waits on
+	}
+	<-l.done
+	unix.Close(r)
 }
 
 // openOutput opens a FIFO, a file:// URI or a plain file for writing.
@@ -163,6 +231,7 @@ type end int
 const (
 	readEnd end = iota
 	writeEnd
+	neither
 )
 
 // pipe returns the read and the write end of a pipe that uid and gid own, so
@@ -179,8 +248,10 @@ func pipe(opts Options, ours end) (r, w *os.File, err error) {
 			unix.Close(fds[1])
 		}
 	}()
-	if err := unix.SetNonblock(fds[ours], true); err != nil {
-		return nil, nil, os.NewSyscallError("fcntl", err)
+	if ours != neither {
+		if err := unix.SetNonblock(fds[ours], true); err != nil {
+			return nil, nil, os.NewSyscallError("fcntl", err)
+		}
 	}
 	if opts.UID != 0 || opts.GID != 0 {
 		// Both ends are one inode.

@@ -45,6 +45,7 @@ type Streams struct {
 	stdin   *os.File // our write end of stdin's FIFO
 	ended   bool     // CloseStdin was called
 	console *os.File
+	late    []*lateFIFO
 	closed  bool
 }
 
@@ -239,6 +240,9 @@ func (s *Streams) Close() {
 	files := append(s.keep, s.stdin, s.input, s.console)
 	s.keep, s.stdin, s.input = nil, nil, nil
 	s.mu.Unlock()
+	for _, l := range s.late { // complete: nothing is added once closed is set
+		s.dismiss(l)
+	}
 	s.closeChild()
 	for _, p := range s.pumps {
 		files = append(files, p.src, p.dst)

@@ -53,6 +53,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, err
 	}
+	m.attach.Prepare()
 	pid, s, err := m.create(ctx, t, p)
 	if err != nil {
 		m.forget(t, object.Exit{})

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/cgroup"
 	"berth/internal/events"
 	"berth/internal/object"
 
@@ -63,6 +64,8 @@ type Manager struct {
 	// life ends with Close.
 	life context.Context
 	end  context.CancelFunc
+
+	attach *cgroup.Attacher
 
 	// found is set by New and used up by Recover.
 	found leftovers
@@ -144,13 +147,28 @@ func New(opts Options) (*Manager, error) {
 		tasks: make(map[key]*task),
 		shims: make(map[string]*shim),
 
+		attach: cgroup.NewAttacher(),
+
 		deletes: make(chan struct{}, 2*runtime.NumCPU()+2),
 	}
 	if err := m.findBundles(); err != nil {
 		end()
 		return nil, err
 	}
+	if opts.Events != nil {
+		m.anticipate()
+	}
 	return m, nil
+}
+
+// anticipate prepares for a task as soon as there is a container to make one of.
+func (m *Manager) anticipate() {
+	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/containers/create"`)
+	m.background.Go(func() {
+		for range created {
+			m.attach.Prepare()
+		}
+	})
 }
 
 // Close lets go of the shims; they live on. Calls under way fail.

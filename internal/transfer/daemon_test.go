@@ -33,7 +33,7 @@ type daemon struct {
 	svc  *transfer.Service
 }
 
-func newDaemon(t testing.TB) *daemon {
+func newDaemon(t testing.TB, change ...func(*transfer.Options)) *daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("unpacking needs root")
@@ -64,13 +64,17 @@ func newDaemon(t testing.TB) *daemon {
 	if err := d.db.Namespaces().Create(t.Context(), object.Namespace{Name: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	d.svc = transfer.New(transfer.Options{
+	opts := transfer.Options{
 		Snapshotter: "overlayfs", TempDir: d.root, Differ: diff.NewWalking(d.db.Scope("test", "").Content()),
 		Scope: func(ns, lease string) transfer.Stores {
 			s := d.db.Scope(ns, lease)
 			return transfer.Stores{Namespace: ns, Images: s.Images(), Leases: s.Leases(), Content: s.Content(), Snapshotter: s.Snapshotter}
 		},
-	})
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	d.svc = transfer.New(opts)
 	return d
 }
 
@@ -135,6 +139,18 @@ func dir(name string, mode int64) tar.Header {
 	return tar.Header{Name: name, Mode: mode, Typeflag: tar.TypeDir}
 }
 
+// withApplier leaves all unpacking to the Applier of a scope, as a client of a
+// daemon must.
+func withApplier(o *transfer.Options) {
+	scope := o.Scope
+	o.Differ = nil
+	o.Scope = func(ns, lease string) transfer.Stores {
+		s := scope(ns, lease)
+		s.Applier = diff.NewWalking(s.Content)
+		return s
+	}
+}
+
 // Layers that are unpacked apart come out as if each had been put onto the one
 // before: whiteouts, opaque directories, attributes of directories that a layer
 // only passes through.
@@ -146,9 +162,16 @@ func TestPullIntoDaemon(t *testing.T) {
 		tarOf(dir("old", 0o755), reg("old/.wh..wh..opq"), reg("old/y"), reg("new/z")),
 	)
 	want := []string{"drwxr-x--- etc", "-rw-r--r-- etc/b etc/b", "-rw-r--r-- etc/c etc/c", "drwx------ new", "-rw-r--r-- new/z new/z", "drwxr-xr-x old", "-rw-r--r-- old/y old/y"}
-	for _, snapshotter := range []string{"overlayfs", "native"} {
-		t.Run(snapshotter, func(t *testing.T) {
-			d := newDaemon(t)
+	for _, c := range []struct {
+		snapshotter string
+		change      func(*transfer.Options)
+	}{
+		{"overlayfs", func(*transfer.Options) {}}, {"native", func(*transfer.Options) {}},
+		{"overlayfs", withApplier}, {"native", withApplier},
+	} {
+		t.Run(c.snapshotter, func(t *testing.T) {
+			snapshotter := c.snapshotter
+			d := newDaemon(t, c.change)
 			r, err := registry.NewRemote(srv.Host+"/a/b:v1", registry.Options{})
 			if err != nil {
 				t.Fatal(err)

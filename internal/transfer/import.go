@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"berth/internal/archive"
 	"berth/internal/content"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	distref "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,6 +26,8 @@ type ImportOptions struct {
 	MediaType string
 	// ForceCompress compresses uncompressed layers of a docker-save archive.
 	ForceCompress bool
+	// DiscardLayers lets the collector have the layers once they are unpacked.
+	DiscardLayers bool
 }
 
 // Import reads an OCI layout or docker-save archive, unpacks its images, and
@@ -143,7 +145,7 @@ func (i *importer) dockerImage(ctx context.Context, a *archiveContents, img arch
 		return nil, err
 	}
 	desc := ispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(doc), Size: int64(len(doc))}
-	if err := i.writeBytes(ctx, desc, doc, image.ChildLabels(append([]ispec.Descriptor{config}, m.Layers...))); err != nil {
+	if err := i.writeBytes(ctx, desc, doc, i.childLabels(append([]ispec.Descriptor{config}, m.Layers...))); err != nil {
 		return nil, err
 	}
 	if cfg.OS != "" || cfg.Architecture != "" {
@@ -155,12 +157,15 @@ func (i *importer) dockerImage(ctx context.Context, a *archiveContents, img arch
 	}
 	var out []ispec.Descriptor
 	for _, tag := range img.RepoTags {
-		named, err := distref.ParseDockerRef(tag)
+		n, err := image.ParseDockerName(tag)
 		if err != nil {
-			return nil, fmt.Errorf("name %.512q: %w: %w", tag, err, errdefs.ErrInvalidArgument)
+			return nil, err
+		}
+		if n = n.Tagged(); n.Digest != "" {
+			n.Tag = ""
 		}
 		d := desc
-		d.Annotations = map[string]string{image.AnnotationName: named.String(), ispec.AnnotationRefName: refName(named.String())}
+		d.Annotations = map[string]string{image.AnnotationName: n.String(), ispec.AnnotationRefName: refName(n.String())}
 		out = append(out, d)
 	}
 	return out, nil
@@ -230,6 +235,14 @@ func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.
 	return out, err
 }
 
+// childLabels keep those children that are to stay.
+func (i *importer) childLabels(children []ispec.Descriptor) map[string]string {
+	if i.opts.DiscardLayers {
+		children = slices.DeleteFunc(slices.Clone(children), func(d ispec.Descriptor) bool { return image.IsLayer(d.MediaType) })
+	}
+	return image.ChildLabels(children)
+}
+
 // images labels what the archive's index leads to and unpacks what is wanted.
 func (i *importer) images(ctx context.Context, target ispec.Descriptor, idx ispec.Index) error {
 	wanted := 0
@@ -270,7 +283,7 @@ func (i *importer) image(ctx context.Context, desc ispec.Descriptor, depth int) 
 	if err != nil {
 		return 0, err
 	}
-	if err := i.addLabels(ctx, desc.Digest, image.ChildLabels(children)); err != nil {
+	if err := i.addLabels(ctx, desc.Digest, i.childLabels(children)); err != nil {
 		return 0, err
 	}
 	if image.IsManifest(desc.MediaType) {

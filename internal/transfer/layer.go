@@ -236,14 +236,27 @@ func (x *session) unpackFrom(ctx context.Context, r io.Reader, desc ispec.Descri
 	if err != nil {
 		return out, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 	}
+	return out, checkDiffID(desc, out, want)
+}
+
+func checkDiffID(desc ispec.Descriptor, out diff.Unpacked, want digest.Digest) error {
 	if out.DiffID != want {
-		return out, fmt.Errorf("layer %s unpacks to the diff ID %s, but the image config says %s: %w", desc.Digest, out.DiffID, want, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("layer %s unpacks to the diff ID %s, but the image config says %s: %w", desc.Digest, out.DiffID, want, errdefs.ErrFailedPrecondition)
 	}
-	return out, nil
+	return nil
 }
 
 // unpackStored unpacks a layer that is in the store.
 func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, apart bool, want digest.Digest, j *job) (diff.Unpacked, error) {
+	if applier := x.stores.Applier; applier != nil {
+		j.extracting()
+		tar, err := applier.Apply(ctx, desc, mounts, diff.ApplyOptions{Sync: x.opts.SyncFS})
+		if err != nil {
+			return diff.Unpacked{}, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
+		}
+		out := diff.Unpacked{DiffID: tar.Digest, Size: tar.Size}
+		return out, checkDiffID(desc, out, want)
+	}
 	ra, err := x.stores.Content.ReaderAt(ctx, desc)
 	if err != nil {
 		return diff.Unpacked{}, fmt.Errorf("blob of the layer: %w", err)

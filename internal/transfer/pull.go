@@ -136,6 +136,12 @@ func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) er
 		if err != nil {
 			return fmt.Errorf("manifest %s: %w", desc.Digest, err)
 		}
+		if p.to.MetadataOnly {
+			if !image.IsConfig(m.Config.MediaType) {
+				return nil
+			}
+			return p.config(ctx, m.Config)
+		}
 		return p.manifest(ctx, desc, m)
 	default:
 		_, err := p.fetch(ctx, fetchPlan{desc: desc, from: p.from, labels: p.source, job: j})

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"berth/internal/image"
+	"berth/internal/object"
 	"berth/internal/registry"
 
 	"github.com/containerd/errdefs"
@@ -16,12 +17,31 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// PushOptions refines a push.
+type PushOptions struct {
+	// Platforms limit what is sent of an index; none means all.
+	Platforms []ispec.Platform
+	// NonDistributable sends layers that are marked as not to be distributed.
+	NonDistributable bool
+}
+
 // Push sends an image to the registry that the remote names: blobs first, at
 // the same time, then manifests, from the leaves to the root, which gets the
 // tag. platforms limit what is sent of an index; none means all.
 // errdefs.ErrNotFound, before anything is sent, when a part is not in the store.
 func (s *Service) Push(ctx context.Context, namespace, lease string, name string, ps []ispec.Platform, to *registry.Remote, progress ProgressFunc) error {
-	rep := newReporter(progress, name, "uploading")
+	img, err := s.opts.Scope(namespace, lease).Images.Get(ctx, name)
+	if err != nil {
+		to.Close()
+		return err
+	}
+	return s.PushTarget(ctx, namespace, lease, img, PushOptions{Platforms: ps}, to, progress)
+}
+
+// PushTarget is Push of what the image names, which need not be recorded; its
+// name is for reports and errors.
+func (s *Service) PushTarget(ctx context.Context, namespace, lease string, img object.Image, opts PushOptions, to *registry.Remote, progress ProgressFunc) error {
+	rep := newReporter(progress, img.Name, "uploading")
 	defer rep.close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
@@ -29,22 +49,18 @@ func (s *Service) Push(ctx context.Context, namespace, lease string, name string
 	}
 	defer end()
 	defer to.Close()
-	img, err := x.stores.Images.Get(ctx, name)
-	if err != nil {
-		return err
-	}
 	rep.say("Pushing to " + to.String())
 	rep.image("pushing content", img.Name, &img.Target)
 	var match platforms.MatchComparer = platforms.All
-	if len(ps) > 0 {
-		match = platforms.Any(ps...)
+	if len(opts.Platforms) > 0 {
+		match = platforms.Any(opts.Platforms...)
 	}
-	p := &push{session: x, to: to, root: img.Target}
+	p := &push{session: x, to: to, root: img.Target, everything: opts.NonDistributable}
 	if err := p.collect(ctx, img.Target, match); err != nil {
-		return fmt.Errorf("push %q: %w", name, err)
+		return fmt.Errorf("push %q: %w", img.Name, err)
 	}
 	if err := p.send(ctx); err != nil {
-		return fmt.Errorf("push %q: %w", name, err)
+		return fmt.Errorf("push %q: %w", img.Name, err)
 	}
 	rep.image("pushed content", img.Name, &img.Target)
 	rep.say("Completed push to " + to.String())
@@ -53,9 +69,11 @@ func (s *Service) Push(ctx context.Context, namespace, lease string, name string
 
 type push struct {
 	*session
-	to    *registry.Remote
-	root  ispec.Descriptor
-	blobs []ispec.Descriptor
+	to   *registry.Remote
+	root ispec.Descriptor
+	// everything: non-distributable layers too.
+	everything bool
+	blobs      []ispec.Descriptor
 	// documents are manifests and indexes, parents before children.
 	documents []ispec.Descriptor
 }
@@ -72,7 +90,7 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 		again := seen[desc.Digest]
 		seen[desc.Digest] = true
 		if !image.IsManifest(desc.MediaType) && !image.IsIndex(desc.MediaType) {
-			if again || image.IsNonDistributable(desc.MediaType) {
+			if again || image.IsNonDistributable(desc.MediaType) && !p.everything {
 				return nil
 			}
 			ok, err := p.exists(ctx, desc.Digest)

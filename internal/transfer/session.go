@@ -114,6 +114,9 @@ func (x *session) writer(ctx context.Context, desc ispec.Descriptor) (content.Wr
 		if err == nil || !errdefs.IsUnavailable(err) {
 			return w, err
 		}
+		if _, gone := x.stores.Content.Status(ctx, image.RefKey(desc)); errdefs.IsUnavailable(gone) {
+			return nil, gone // not the ingest is busy: the store cannot be reached
+		}
 		// Transfers of this daemon wait for each other at their locks: this
 		// writer belongs to a client.
 		select {

@@ -57,6 +57,11 @@ type Stores struct {
 	Leases      Leases
 	Content     content.Store
 	Snapshotter func(name string) (snapshot.Backend, error)
+	// Applier, unless it is nil, unpacks the layers instead of Options.Differ:
+	// from the content store onto mounts that may be those of another process.
+	// Layers are then applied one after the other, each when it has been
+	// fetched.
+	Applier diff.Applier
 }
 
 // Scope opens a namespace's stores so that what is written is held by the
@@ -66,11 +71,12 @@ type Scope func(namespace, lease string) Stores
 // Options of New.
 type Options struct {
 	Scope Scope
-	// Differ unpacks locally; Appliers of proxy plugins come with a later step.
-	Differ interface {
-		diff.Applier
-		diff.Unpacker
-	}
+	// Differ unpacks layers here, while they arrive. It may be nil when every
+	// scope has an Applier.
+	Differ diff.Unpacker
+	// SyncFS makes an Applier bring each layer to the disk: there is no barrier
+	// for snapshots that are kept by another process.
+	SyncFS bool
 	// Snapshotter is the default one.
 	Snapshotter string
 	// MaxDownloads and MaxUnpacks bound one transfer's parallelism; 0 chooses
@@ -140,6 +146,8 @@ type ImageTarget struct {
 	Platforms []ispec.Platform
 	// AllMetadata fetches the manifests and configs of every platform.
 	AllMetadata bool
+	// MetadataOnly fetches the manifests and configs, and no layer.
+	MetadataOnly bool
 	// ManifestLimit bounds how many platforms of an index are taken; 0 is no bound.
 	ManifestLimit int
 	Unpacks       []UnpackTarget

@@ -57,7 +57,7 @@ func (x *session) unpackChain(ctx context.Context, snapshotter string, config is
 		return fmt.Errorf("manifest has %d layers, but its config %s lists %d diff IDs: %w", len(layers), config.Digest, len(cfg.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
 	}
 	c := &chain{
-		x: x, name: name, sn: sn, rebase: slices.Contains(sn.Capabilities(), "rebase"),
+		x: x, name: name, sn: sn, rebase: x.stores.Applier == nil && slices.Contains(sn.Capabilities(), "rebase"),
 		layers: layers, diffIDs: cfg.RootFS.DiffIDs, ids: image.ChainIDs(cfg.RootFS.DiffIDs),
 		from: from, labels: labels, done: make([]chan struct{}, len(layers)),
 	}
@@ -280,6 +280,12 @@ func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
 func (l *layerWork) unpack(ctx context.Context) (diff.Unpacked, error) {
 	want := l.diffIDs[l.i]
 	if l.from == nil {
+		return l.unpackStored(ctx)
+	}
+	if l.x.stores.Applier != nil {
+		if err := l.fetchOnly(ctx, l.i); err != nil {
+			return diff.Unpacked{}, err
+		}
 		return l.unpackStored(ctx)
 	}
 	plan := fetchPlan{desc: l.desc, from: l.from, job: l.job, labels: l.labels}

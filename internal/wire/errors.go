@@ -31,5 +31,12 @@ func ToStatus(err error) error {
 }
 
 // FromStatus maps what a gRPC or ttrpc client got back to an errdefs kind with
-// the text of the server; nil is nil.
-func FromStatus(err error) error { return errgrpc.ToNative(err) }
+// the text of the server. An error that is no status passes unchanged, so that
+// one which an interceptor of the connection has mapped keeps its kind; nil is
+// nil.
+func FromStatus(err error) error {
+	if _, ok := status.FromError(err); !ok {
+		return err
+	}
+	return errgrpc.ToNative(err)
+}

@@ -221,6 +221,15 @@ func (m *machine) close() {
 		m.registry.Process.Kill()
 		m.registry.Wait()
 	}
+	// A shim whose daemon is gone tries for a few seconds to deliver its events.
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
+	defer cancel()
+	poll(ctx, func() error {
+		if n := len(m.processes()); n > 0 {
+			return fmt.Errorf("%d processes are left", n)
+		}
+		return nil
+	})
 	var left []string
 	for _, pid := range m.processes() {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

@@ -21,7 +21,7 @@ func ContainerToProto(c object.Container) *api.Container {
 		SnapshotKey: c.SnapshotKey,
 		CreatedAt:   wire.TimeToProto(c.CreatedAt),
 		UpdatedAt:   wire.TimeToProto(c.UpdatedAt),
-		Extensions:  anysToProto(c.Extensions),
+		Extensions:  AnysToProto(c.Extensions),
 		Sandbox:     c.SandboxID,
 	}
 }

@@ -28,3 +28,5 @@ func ImageFromProto(i *api.Image) object.Image {
 		UpdatedAt: wire.TimeFromProto(i.GetUpdatedAt()),
 	}
 }
+
+func ImagesFromProto(is []*api.Image) []object.Image { return all(is, ImageFromProto) }

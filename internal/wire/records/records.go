@@ -12,7 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-func anysToProto(m map[string]object.Any) map[string]*anypb.Any {
+// AnysToProto is the reverse of AnysFromProto; an empty map is nil.
+func AnysToProto(m map[string]object.Any) map[string]*anypb.Any {
 	if len(m) == 0 {
 		return nil
 	}

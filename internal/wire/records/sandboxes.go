@@ -18,7 +18,7 @@ func SandboxToProto(s object.Sandbox) *types.Sandbox {
 		Labels:     s.Labels,
 		CreatedAt:  wire.TimeToProto(s.CreatedAt),
 		UpdatedAt:  wire.TimeToProto(s.UpdatedAt),
-		Extensions: anysToProto(s.Extensions),
+		Extensions: AnysToProto(s.Extensions),
 		Sandboxer:  s.Sandboxer,
 	}
 }

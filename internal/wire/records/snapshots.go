@@ -60,3 +60,7 @@ func SnapshotFromProto(i *api.Info) object.SnapshotInfo {
 func SnapshotUsageToProto(u object.SnapshotUsage) *api.UsageResponse {
 	return &api.UsageResponse{Size: u.Size, Inodes: u.Inodes}
 }
+
+func SnapshotUsageFromProto(u *api.UsageResponse) object.SnapshotUsage {
+	return object.SnapshotUsage{Size: u.GetSize(), Inodes: u.GetInodes()}
+}

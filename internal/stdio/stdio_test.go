@@ -1,0 +1,527 @@
+package stdio
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/internal/object"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func fifo(t *testing.T, name string) string {
+	path := filepath.Join(t.TempDir(), name)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func open(t *testing.T, io object.TaskIO) *Streams {
+	s, err := Open(t.Context(), io, Options{Namespace: "ns", ID: "c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// own duplicates the file of the process, which Started closes.
+func own(t *testing.T, f *os.File) *os.File {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), f.Name())
+}
+
+// reader reads a FIFO to its end, as a client does, beginning now.
+func reader(t *testing.T, path string) <-chan string {
+	c := make(chan string, 1)
+	f, err := os.OpenFile(path, os.O_RDWR, 0) // so that opening for reading does not wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	go func() {
+		defer r.Close()
+		b, _ := io.ReadAll(r)
+		c <- string(b)
+	}()
+	return c
+}
+
+func await[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(10 * time.Second):
+		t.Fatal("waited for 10 s")
+		panic("unreachable")
+	}
+}
+
+func TestOutputReachesClient(t *testing.T) {
+	out, errout := fifo(t, "out"), fifo(t, "err")
+	s := open(t, object.TaskIO{Stdout: out, Stderr: errout})
+	_, o, e := s.Child()
+	o, e = own(t, o), own(t, e)
+	s.Started()
+	gotOut, gotErr := reader(t, out), reader(t, errout)
+	big := strings.Repeat("0123456789abcdef", 1<<16) // more than pipe and FIFO hold
+	go func() {
+		io.WriteString(o, big)
+		o.Close()
+	}()
+	io.WriteString(e, "oops")
+	e.Close()
+	if got := await(t, gotOut); got != big {
+		t.Errorf("stdout: %d bytes came, want %d", len(got), len(big))
+	}
+	if got := await(t, gotErr); got != "oops" {
+		t.Errorf("stderr: %q", got)
+	}
+}
+
+func TestOneFIFOForBoth(t *testing.T) {
+	out := fifo(t, "out")
+	s := open(t, object.TaskIO{Stdout: out, Stderr: out})
+	_, o, e := s.Child()
+	o, e = own(t, o), own(t, e)
+	s.Started()
+	got := reader(t, out)
+	io.WriteString(o, "a")
+	io.WriteString(e, "b")
+	io.WriteString(o, "c")
+	o.Close()
+	e.Close()
+	if got := await(t, got); got != "abc" {
+		t.Errorf("%q, want abc", got)
+	}
+}
+
+// A client that goes away must not end the process, and another one takes over.
+func TestClientGoesAndComes(t *testing.T) {
+	out := fifo(t, "out")
+	s := open(t, object.TaskIO{Stdout: out})
+	_, o, _ := s.Child()
+	o = own(t, o)
+	s.Started()
+	first, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(o, "one")
+	buf := make([]byte, 3)
+	if _, err := io.ReadFull(first, buf); err != nil || string(buf) != "one" {
+		t.Fatalf("%q, %v", buf, err)
+	}
+	first.Close()
+	if _, err := io.WriteString(o, "two"); err != nil {
+		t.Fatalf("the process cannot write while there is no client: %v", err)
+	}
+	got := reader(t, out)
+	o.Close()
+	if got := await(t, got); got != "two" {
+		t.Errorf("the second client read %q, want two", got)
+	}
+}
+
+// Output of a process that ended before its client came is not lost, and the
+// client finds its end.
+func TestLateClient(t *testing.T) {
+	out := fifo(t, "out")
+	s := open(t, object.TaskIO{Stdout: out})
+	_, o, _ := s.Child()
+	o = own(t, o)
+	s.Started()
+	io.WriteString(o, "late")
+	o.Close()
+	s.Drain(10 * time.Second)
+	got := make(chan string, 1)
+	go func() {
+		b, _ := os.ReadFile(out)
+		got <- string(b)
+	}()
+	if got := await(t, got); got != "late" {
+		t.Errorf("the late client read %q", got)
+	}
+}
+
+func TestCloseDismissesLateClients(t *testing.T) {
+	out := fifo(t, "out")
+	s := open(t, object.TaskIO{Stdout: out})
+	_, o, _ := s.Child()
+	o = own(t, o)
+	s.Started()
+	o.Close()
+	s.Drain(10 * time.Second)
+	s.Close()
+	// With no writer left a non-blocking reader is at the end at once.
+	f, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		n, err := unix.Read(int(f.Fd()), make([]byte, 1))
+		if n == 0 && err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("somebody keeps the FIFO open for writing")
+		}
+	}
+}
+
+func TestInput(t *testing.T) {
+	in := fifo(t, "in")
+	s := open(t, object.TaskIO{Stdin: in})
+	i, _, _ := s.Child()
+	i = own(t, i)
+	defer i.Close()
+	s.Started()
+	if err := s.Input(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(client, "hello ")
+	client.Close() // a client that goes away is not the end
+	client, err = os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(client, "world")
+	if err := s.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	got := make(chan string, 1)
+	go func() {
+		b, _ := io.ReadAll(i)
+		got <- string(b)
+	}()
+	if got := await(t, got); got != "hello world" {
+		t.Errorf("the process read %q", got)
+	}
+}
+
+// The client's end comes while the process has not read what is before it.
+func TestInputEndsWhileFull(t *testing.T) {
+	in := fifo(t, "in")
+	s := open(t, object.TaskIO{Stdin: in})
+	i, _, _ := s.Child()
+	i = own(t, i)
+	defer i.Close()
+	s.Started()
+	if err := s.Input(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Exactly what the pipe holds: the rest of the stream is its end alone.
+	full := strings.Repeat("x", 64<<10)
+	io.WriteString(client, full)
+	for {
+		n, err := unix.IoctlGetInt(int(i.Fd()), unix.TIOCINQ)
+		if err != nil || n == len(full) {
+			break
+		}
+	}
+	if err := s.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	// The copier has seen the end when it sleeps again, which nobody can see: give
+	// it the time.
+	time.Sleep(20 * time.Millisecond)
+	got := make(chan int, 1)
+	go func() {
+		b, _ := io.ReadAll(i)
+		got <- len(b)
+	}()
+	if n := await(t, got); n != len(full) {
+		t.Errorf("%d bytes came, want %d", n, len(full))
+	}
+}
+
+func TestInputOfNobody(t *testing.T) {
+	in := fifo(t, "in")
+	s := open(t, object.TaskIO{Stdin: in})
+	i, _, _ := s.Child()
+	i = own(t, i)
+	defer i.Close()
+	s.Started()
+	if err := s.CloseStdin(); err != nil { // before the process starts
+		t.Fatal(err)
+	}
+	if err := s.Input(); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		_, err := i.Read(make([]byte, 1))
+		got <- err
+	}()
+	if err := await(t, got); !errors.Is(err, io.EOF) {
+		t.Errorf("%v, want the end", err)
+	}
+}
+
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "logs", "out")
+	s := open(t, object.TaskIO{Stdout: "file://" + path})
+	_, o, _ := s.Child()
+	o = own(t, o)
+	s.Started()
+	io.WriteString(o, "logged")
+	o.Close()
+	s.Drain(10 * time.Second)
+	if b, err := os.ReadFile(path); err != nil || string(b) != "logged" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func TestLogger(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "logger")
+	text := "#!/bin/sh\n" +
+		"echo x >&5; exec 5>&-\n" + // ready
+		"{ echo $CONTAINER_NAMESPACE $CONTAINER_ID $1=$2; cat <&3; cat <&4; } >" + dir + "/tmp && mv " + dir + "/tmp " + dir + "/log\n"
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, object.TaskIO{Stdout: "binary-v2://" + script + "?key=value", Stderr: "binary-v2://" + script})
+	_, o, e := s.Child()
+	o, e = own(t, o), own(t, e)
+	s.Started()
+	io.WriteString(o, "out\n")
+	io.WriteString(e, "err\n")
+	o.Close()
+	e.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		b, err := os.ReadFile(filepath.Join(dir, "log"))
+		if err == nil {
+			if want := "ns c key=value\nout\nerr\n"; string(b) != want {
+				t.Errorf("the logger wrote %q, want %q", b, want)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the logger does not end")
+		}
+		time.Sleep(10 * time.Millisecond) // deliberate: an orphan, its end cannot be waited for
+	}
+	var ws unix.WaitStatus
+	unix.Wait4(-1, &ws, 0, nil) // it is an orphan, which the shim would reap
+}
+
+func TestBadStreams(t *testing.T) {
+	plain := filepath.Join(t.TempDir(), "plain")
+	os.WriteFile(plain, nil, 0o600)
+	failing := filepath.Join(t.TempDir(), "failing")
+	os.WriteFile(failing, []byte("#!/bin/sh\nexit 1\n"), 0o700)
+	for name, tc := range map[string]struct {
+		io   object.TaskIO
+		want error
+	}{
+		"no such stdin":       {object.TaskIO{Stdin: "/nonexistent/in"}, os.ErrNotExist},
+		"stdin is a file":     {object.TaskIO{Stdin: plain}, errdefs.ErrInvalidArgument},
+		"stdin is relative":   {object.TaskIO{Stdin: "in"}, errdefs.ErrInvalidArgument},
+		"no such stdout":      {object.TaskIO{Stdout: "/nonexistent/out"}, os.ErrNotExist},
+		"unknown scheme":      {object.TaskIO{Stdout: "http://example.com/x"}, errdefs.ErrInvalidArgument},
+		"no such logger":      {object.TaskIO{Stdout: "binary:///nonexistent/logger"}, os.ErrNotExist},
+		"logger is not ready": {object.TaskIO{Stdout: "binary-v2://" + failing}, errdefs.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := openFiles(t)
+			_, err := Open(t.Context(), tc.io, Options{})
+			if !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+			if after := openFiles(t); after > before {
+				t.Errorf("%d files open after, %d before", after, before)
+			}
+		})
+	}
+}
+
+func openFiles(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestTerminal(t *testing.T) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	fd := int(master.Fd())
+	unix.SetNonblock(fd, true)
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Skip(err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	master.Close()
+	slave, err := os.OpenFile("/dev/pts/"+itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out := fifo(t, "in"), fifo(t, "out")
+	s := open(t, object.TaskIO{Stdin: in, Stdout: out, Terminal: true})
+	if err := s.Resize(1, 1); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("resize without a terminal: %v", err)
+	}
+	if err := s.Attach(t.Context(), os.NewFile(uintptr(dup), "master"), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Input(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Resize(132, 50); err != nil {
+		t.Fatal(err)
+	}
+	if size, err := unix.IoctlGetWinsize(int(slave.Fd()), unix.TIOCGWINSZ); err != nil || size.Col != 132 || size.Row != 50 {
+		t.Errorf("size %+v, %v", size, err)
+	}
+	got := reader(t, out)
+	client, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(client, "typed\n")
+	buf := make([]byte, 100)
+	k, err := slave.Read(buf)
+	if err != nil || string(buf[:k]) != "typed\n" {
+		t.Errorf("the process read %q, %v", buf[:k], err)
+	}
+	io.WriteString(slave, "shown\n")
+	slave.Close()
+	if got := await(t, got); !strings.Contains(got, "shown\r\n") {
+		t.Errorf("the client read %q", got)
+	}
+	client.Close()
+}
+
+func itoa(n int) string {
+	return string(appendInt(nil, n))
+}
+
+func appendInt(b []byte, n int) []byte {
+	if n >= 10 {
+		b = appendInt(b, n/10)
+	}
+	return append(b, byte('0'+n%10))
+}
+
+func TestNothingLeaks(t *testing.T) {
+	in, out := fifo(t, "in"), fifo(t, "out")
+	before := openFiles(t)
+	for range 50 {
+		s, err := Open(t.Context(), object.TaskIO{Stdin: in, Stdout: out, Stderr: out}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Started()
+		if err := s.Input(); err != nil {
+			t.Fatal(err)
+		}
+		s.Drain(10 * time.Second)
+		s.Close()
+		s.Close()
+	}
+	// The goroutines' own files are closed soon after.
+	for deadline := time.Now().Add(10 * time.Second); openFiles(t) > before; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d files open after, %d before", openFiles(t), before)
+		}
+	}
+}
+
+// FuzzOutput: whatever a client names as an output is opened or refused, and never
+// leads below a relative path.
+func FuzzOutput(f *testing.F) {
+	for _, s := range []string{"", "/dev/null", "file:///dev/null", "binary:///bin/true?a=b", "fifo://x", "://", "file://%zz", "x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		if strings.HasPrefix(path, "file:") || bytes.ContainsRune([]byte(path), 0) {
+			t.Skip("would make files")
+		}
+		_, _ = loggerURI(path)
+		if out, err := openOutput(path); err == nil {
+			if !filepath.IsAbs(out.file.Name()) {
+				t.Errorf("%q led to %s", path, out.file.Name())
+			}
+			out.file.Close()
+		}
+	})
+}
+
+func BenchmarkSplice(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "out")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	s, err := Open(context.Background(), object.TaskIO{Stdout: path}, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	_, o, _ := s.Child()
+	fd, err := unix.FcntlInt(o.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := os.NewFile(uintptr(fd), "w")
+	s.Started()
+	r, err := os.Open(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	chunk := make([]byte, 64<<10)
+	b.SetBytes(int64(len(chunk)))
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			if _, err := r.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	for b.Loop() {
+		if _, err := w.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
+	}
+	w.Close()
+}
