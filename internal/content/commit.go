@@ -106,7 +106,9 @@ func (w *localWriter) publish(ctx context.Context, d digest.Digest) (err error) 
 	if err := w.seal(); err != nil {
 		return err
 	}
-	failpoint.Hit("content.commit.before-rename")
+	if err := failpoint.Hit("content.commit.before-rename"); err != nil {
+		return err
+	}
 	if err := w.moveTo(ctx, d, target); err != nil {
 		return err
 	}

@@ -139,7 +139,9 @@ func (db *DB) try(group []*write) (failed int, err error) {
 		}
 	}
 	failed = -1
-	failpoint.Hit("meta.commit.before")
+	if err := failpoint.Hit("meta.commit.before"); err != nil {
+		return -1, err
+	}
 	if err := tx.Commit(); err != nil {
 		return -1, fmt.Errorf("commit transaction: %w", err)
 	}

@@ -84,7 +84,9 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 			return fmt.Errorf("mount the root filesystem: %w", err)
 		}
 		c.mounted = true
-		failpoint.Hit("shim.create.mounted")
+		if err := failpoint.Hit("shim.create.mounted"); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		if err != nil {

@@ -131,7 +131,9 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		// binary, which was asked for its address, speaks of version 3.
 		err = s.call(ctx, t.key, "Create", req, &resp)
 	}
-	failpoint.Hit("task.create.created")
+	if ferr := failpoint.Hit("task.create.created"); ferr != nil {
+		err = ferr
+	}
 	if err != nil {
 		m.undo(t, s, p)
 		return 0, nil, err

@@ -196,7 +196,9 @@ func (x *session) mustSync(name string, sn snapshot.Backend) {
 func (x *session) barrier(ctx context.Context) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	failpoint.Hit("transfer.before-barrier")
+	if err := failpoint.Hit("transfer.before-barrier"); err != nil {
+		return err
+	}
 	for name, s := range x.syncers {
 		if err := s.Sync(ctx); err != nil {
 			return fmt.Errorf("bring the layers in %s to the disk: %w", name, err)

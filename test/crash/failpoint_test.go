@@ -24,7 +24,10 @@ var second = map[string]string{
 func TestFailpoints(t *testing.T) {
 	hits := discover(t)
 	t.Run("points", func(t *testing.T) {
-		for _, name := range declared(t) {
+		for i, name := range declared(t) {
+			if testing.Short() && i%5 != 0 {
+				continue
+			}
 			for _, n := range occasions(name, hits[name]) {
 				t.Run(fmt.Sprintf("%s@%d", name, n), func(t *testing.T) {
 					t.Parallel()
@@ -35,18 +38,18 @@ func TestFailpoints(t *testing.T) {
 	})
 }
 
-// occasions chooses the hits at which to die: the first, the last, and some
-// between of what happens often.
+// occasions chooses the hits at which to die: the first, one in the middle, and
+// more of what happens most often.
 func occasions(name string, hits int) []int {
-	if testing.Short() {
-		return []int{1}
-	}
-	if hits == 0 || strings.HasPrefix(name, "shim.") {
+	if testing.Short() || hits < 3 || strings.HasPrefix(name, "shim.") {
 		return []int{1} // hits are counted per process, and a shim has few
 	}
-	at := []int{1, hits/2 + 1}
+	at := []int{1}
+	if hits >= 8 {
+		at = append(at, hits/2+1)
+	}
 	if strings.HasPrefix(name, "meta.commit") {
-		for n := 4; n < hits; n += max(5, hits/8) {
+		for n := 5; n < hits; n += max(5, hits/6) {
 			at = append(at, n)
 		}
 	}
@@ -174,5 +177,56 @@ func dieAt(t *testing.T, name string, n int) {
 	}
 	if err := again.clear(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestErrors has a step fail instead of the program: the daemon goes on, what was
+// begun is taken back, and the same can be done again.
+func TestErrors(t *testing.T) {
+	for i, at := range []string{
+		"content.commit.before-rename", "content.commit.before-rename@5", "meta.commit.before@3", "meta.commit.before@20",
+		"meta.commit.before@30", "meta.commit.before@36", "snapshot.create.filled", "snapshot.create.filled@4",
+		"snapshot.commit.measured", "transfer.before-barrier", "task.create.created", "task.create.created@2", "shim.create.mounted",
+	} {
+		if testing.Short() && i%4 != 0 {
+			continue
+		}
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			w := newWorkload(m, at+"=error")
+			m.launch(w.failpoints)
+			if err := m.await(); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("the workload ended with: %v", w.run())
+			if m.dead() {
+				t.Fatal("the daemon has died")
+			}
+			if err := w.check(false); err != nil {
+				t.Error(err)
+			}
+			if err := w.clear(); err != nil {
+				t.Error(err)
+			}
+			if strings.HasPrefix(at, "shim.") {
+				return // each shim fails anew
+			}
+			// A daemon that the workload has started itself may fail once more.
+			var err error
+			for range 3 {
+				again := newWorkload(m, "")
+				err = again.run()
+				if err := again.clear(); err != nil {
+					t.Error(err)
+				}
+				if err == nil || !strings.Contains(err.Error(), "failpoint") {
+					break
+				}
+			}
+			if err != nil {
+				t.Errorf("the workload cannot be done again: %v", err)
+			}
+		})
 	}
 }

@@ -15,6 +15,12 @@ var bin string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		// They wait for disks, exits and deadlines more than for processors.
+		flag.Set("test.parallel", "4")
+	}
 	os.Exit(func() int {
 		if os.Geteuid() == 0 {
 			dir, err := os.MkdirTemp("", "berth-crash-bin-")

@@ -182,7 +182,9 @@ func (s *Store) Create(ctx context.Context, kind object.SnapshotKind, key, paren
 	if err := fill(dir, snap); err != nil {
 		return Snapshot{}, fmt.Errorf("snapshot %q: %w", key, err)
 	}
-	failpoint.Hit("snapshot.create.filled")
+	if err := failpoint.Hit("snapshot.create.filled"); err != nil {
+		return Snapshot{}, err
+	}
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error { return insert(tx, record{id: id, info: snap.Info}) })
 	failpoint.Hit("snapshot.create.recorded")
 
@@ -268,7 +270,9 @@ func (s *Store) Commit(ctx context.Context, name, key string, opts snapshot.Comm
 		return fmt.Errorf("commit snapshot %q: measure its usage: %w", key, err)
 	}
 	c.usage = usage
-	failpoint.Hit("snapshot.commit.measured")
+	if err := failpoint.Hit("snapshot.commit.measured"); err != nil {
+		return err
+	}
 	err = s.db.Update(ctx, c.run)
 	failpoint.Hit("snapshot.commit.recorded")
 	return err
