@@ -252,7 +252,7 @@ func TestInputEndsWhileFull(t *testing.T) {
 	client.Close()
 	// The copier has seen the end when it sleeps again, which nobody can see: give
 	// it the time.
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(20 * time.Millisecond) // deliberate: see above
 	got := make(chan int, 1)
 	go func() {
 		b, _ := io.ReadAll(i)
