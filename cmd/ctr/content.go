@@ -273,13 +273,24 @@ func ingestAction(ctx context.Context, cmd *cli.Command, s *session) error {
 
 // writeBlob stores what r gives. Size 0 and an empty digest mean that they are
 // not known. A blob that is there already is no error.
-func (s *session) writeBlob(ctx context.Context, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
-	ctx, cancel := context.WithCancel(ctx)
+func (s *session) writeBlob(ctx context.Context, ref string, r io.Reader, size int64, expected digest.Digest) (_ digest.Digest, err error) {
+	content := contentapi.NewContentClient(s)
+	streamCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := contentapi.NewContentClient(s).Write(ctx)
+	stream, err := content.Write(streamCtx)
 	if err != nil {
 		return "", err
 	}
+	ours := false
+	defer func() {
+		if err == nil || !ours {
+			return
+		}
+		cancel() // the ingest is locked as long as the stream is open
+		undo, end := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer end()
+		_, _ = content.Abort(undo, &contentapi.AbortRequest{Ref: ref})
+	}()
 	send := func(req *contentapi.WriteContentRequest) (*contentapi.WriteContentResponse, error) {
 		req.Ref, req.Total, req.Expected = ref, size, expected.String()
 		if err := stream.Send(req); err != nil && err != io.EOF { // io.EOF: the reason is in Recv
@@ -294,6 +305,7 @@ func (s *session) writeBlob(ctx context.Context, ref string, r io.Reader, size i
 	if resp.Offset > 0 {
 		return "", fmt.Errorf("the ingest %s is there already and holds %d bytes; use another reference", ref, resp.Offset)
 	}
+	ours = true
 	buf, offset := make([]byte, 1<<20), int64(0)
 	for {
 		n, readErr := io.ReadFull(r, buf)

@@ -297,7 +297,7 @@ func startError(err error) error {
 	switch {
 	case strings.Contains(msg, "executable file not found") || strings.Contains(msg, "exec:") && strings.Contains(msg, "no such file or directory"):
 		return withStatus{err, 127}
-	case strings.Contains(msg, "exec:") && strings.Contains(msg, "permission denied"):
+	case strings.Contains(msg, "exec:") && (strings.Contains(msg, "permission denied") || strings.Contains(msg, "is a directory")):
 		return withStatus{err, 126}
 	}
 	return err

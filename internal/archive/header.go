@@ -19,6 +19,7 @@ const (
 	maxSpecial  = 1 << 20   // bytes in a PAX header or a GNU long name
 	maxExtents  = 1 << 20   // pieces of a sparse file
 	maxEntries  = 8 << 20   // entries of an archive
+	maxDevices  = 64 << 10  // device nodes of an archive
 	maxKept     = 256 << 20 // bytes of paths that must be remembered to the end
 	maxFileSize = 1 << 50   // apparent size of a sparse file
 )
@@ -71,6 +72,7 @@ type reader struct {
 	left    int64 // stored bytes of the current entry not yet taken
 	pad     int64
 	entries int
+	devices int
 	e       entry
 	scratch [blockSize]byte
 	special []byte
@@ -153,6 +155,11 @@ func (r *reader) finish(h []byte, size int64, over *overrides) (*entry, error) {
 	}
 	if len(e.name) > maxName || len(e.link) > maxName {
 		return nil, fmt.Errorf("entry %.64q…: a path of more than %d bytes: %w", e.name, maxName, errdefs.ErrInvalidArgument)
+	}
+	if e.typ == typeChar || e.typ == typeBlock {
+		if r.devices++; r.devices > maxDevices {
+			return nil, fmt.Errorf("entry %q: more than %d device nodes: %w", e.name, maxDevices, errdefs.ErrInvalidArgument)
+		}
 	}
 	if noData(e.typ) {
 		e.size = 0

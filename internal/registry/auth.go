@@ -82,18 +82,15 @@ func (a *authorizer) authorise(req *http.Request, scopes []string) {
 }
 
 // answer meets the challenges of a 401; false when there is nothing (more) to
-// offer.
-func (a *authorizer) answer(ctx context.Context, headers []string, scopes []string) (bool, error) {
+// offer. offered is the Authorization that the refused request had: what other
+// requests at the same time have offered says nothing about this one.
+func (a *authorizer) answer(ctx context.Context, headers []string, offered string, scopes []string) (bool, error) {
 	creds, err := a.load(ctx)
 	if err != nil {
 		return false, err
 	}
 	if creds.Header != "" {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		tried := a.basic
-		a.basic = true // the header has been offered
-		return !tried, nil
+		return offered != creds.Header, nil
 	}
 	challenges := parseChallenges(headers)
 	for _, c := range challenges {
@@ -105,9 +102,8 @@ func (a *authorizer) answer(ctx context.Context, headers []string, scopes []stri
 		if c.scheme == "basic" && (creds.Username != "" || creds.Secret != "") {
 			a.mu.Lock()
 			defer a.mu.Unlock()
-			tried := a.basic
 			a.basic = true
-			return !tried, nil
+			return !strings.HasPrefix(offered, "Basic "), nil
 		}
 	}
 	return false, nil

@@ -49,6 +49,8 @@ func (h *host) statusError(c *call, resp *http.Response, body []byte) error {
 		kind, hint = errdefs.ErrUnavailable, "the server has a problem"
 	case code >= 300 && code < 400:
 		kind, hint = errdefs.ErrFailedPrecondition, "it redirects to nowhere"
+	case code == http.StatusBadRequest && resp.Request != nil && resp.Request.URL.Scheme == "http":
+		kind, hint = errdefs.ErrFailedPrecondition, "if it speaks https, leave out --plain-http"
 	default:
 		kind = errdefs.ErrFailedPrecondition
 	}

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -519,4 +521,34 @@ func TestPush(t *testing.T) {
 	if _, err := r.Push(t.Context(), up); !errdefs.IsPermissionDenied(err) {
 		t.Errorf("%v", err)
 	}
+}
+
+// Requests that are refused at the same time are each sent again with the login.
+func TestBasicOfSeveralAtOnce(t *testing.T) {
+	const n = 4
+	var refused sync.WaitGroup
+	refused.Add(n)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if user, password, _ := q.BasicAuth(); user == "joe" && password == "s3cret" {
+			w.Header().Set("Content-Length", "1")
+			w.Write([]byte("x"))
+			return
+		}
+		refused.Done()
+		refused.Wait()
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer srv.Close()
+	r := remote(t, strings.TrimPrefix(srv.URL, "http://")+"/a/b:v1", creds(registry.Credentials{Username: "joe", Secret: "s3cret"}))
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			blob := ispec.Descriptor{MediaType: ispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: 1}
+			if _, err := r.FetchAll(t.Context(), blob, 10); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -95,7 +95,7 @@ func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
 			authorised = true
 			challenges := resp.Header.Values("WWW-Authenticate")
 			drain(resp)
-			ok, err := h.auth.answer(ctx, challenges, c.scopes)
+			ok, err := h.auth.answer(ctx, challenges, resp.Request.Header.Get("Authorization"), c.scopes)
 			if err != nil {
 				return nil, fmt.Errorf("registry %s: cannot %s: %w", h.name, c.doing, err)
 			}

@@ -10,6 +10,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/diff"
+	"berth/internal/image"
 	"berth/internal/object"
 
 	"github.com/containerd/errdefs"
@@ -67,7 +68,13 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 	if err != nil {
 		return false, err
 	}
-	defer w.Close()
+	defer func() {
+		left, _ := w.Status() // nothing, once a commit was tried
+		w.Close()
+		if err != nil {
+			x.discard(ctx, p.desc, left.Offset, err)
+		}
+	}()
 	st, err := w.Status()
 	if err != nil {
 		return false, err
@@ -126,6 +133,22 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 	}
 	p.job.done("complete")
 	return streamed, nil
+}
+
+// discard removes the ingest of a fetch that failed, under the blob's lock,
+// unless another pull could take it up: what is empty, what belongs to an image
+// that is bad in itself, and what a full disk needs more does not stay.
+func (x *session) discard(ctx context.Context, desc ispec.Descriptor, offset int64, err error) {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // it may be another layer that was bad
+	}
+	bad := errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || errdefs.IsDataLoss(err) ||
+		errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	if offset > 0 && !bad {
+		return
+	}
+	// One that cannot be removed expires with its lease.
+	_ = undo(ctx, func(ctx context.Context) error { return x.stores.Content.Abort(ctx, image.RefKey(desc)) })
 }
 
 // stream copies one blob from its source into the writer and, if told to, to

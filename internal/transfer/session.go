@@ -129,7 +129,7 @@ func (x *session) writer(ctx context.Context, desc ispec.Descriptor) (content.Wr
 }
 
 // writeBytes stores a small blob that is in memory and was verified.
-func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byte, labels map[string]string) error {
+func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byte, labels map[string]string) (err error) {
 	w, err := x.writer(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
 		return x.addLabels(ctx, desc.Digest, labels)
@@ -137,7 +137,12 @@ func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byt
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() {
+		w.Close()
+		if err != nil {
+			x.discard(ctx, desc, 0, err)
+		}
+	}()
 	if st, err := w.Status(); err != nil {
 		return err
 	} else if st.Offset > 0 {
@@ -145,7 +150,7 @@ func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byt
 			return err
 		}
 	}
-	if _, err := io.Copy(w, bytes.NewReader(b)); err != nil {
+	if _, err = io.Copy(w, bytes.NewReader(b)); err != nil {
 		return fmt.Errorf("store %s: %w", desc.Digest, err)
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, labels)

@@ -8,9 +8,15 @@
 //	ctr ARG...                      runs ctr (in the background: exec ctr ARG... &name&)
 //	exits N COMMAND...              runs the command and wants that exit status
 //	image [NAME]                    imports the busybox test image (default example.com/busybox:1)
-//	registry                        starts a registry on loopback, $REGISTRY is its host:port
 //	faulty start|private|tls        starts a registry in the test, $FAULTY is its host:port; it has app:1
 //	faulty well|FAULT               how that registry answers from now on
+//	registry [tls] [auth]           starts a registry on loopback, $REGISTRY is its host:port; its
+//	                                certificate is in ca.pem, its user is me with the password secret
+//	fake                            starts a registry that can misbehave, $FAKE is its host:port
+//	fake METHOD PATH FAULT [N]      makes it: status N, hang N, silent, cut N, short N, corrupt N, drip N; well ends that
+//	mkimage [-serve REPO:TAG] [-o FILE] [-c COMPRESSION] [-type TYPE] [-platforms LIST] [LAYER...]
+//	                                builds an image of busybox and tars, or of layers such as :features (build_test.go)
+//	terminal FILE COMMAND...        runs the command on a terminal and has the conversation of the file (terminal_test.go)
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
 //
 // and the conditions [root], [overlay], [restarts] (in the second of the two

@@ -3,13 +3,20 @@ package script
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,7 +81,7 @@ func runScripts(t *testing.T, restarts bool) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               func(env *testscript.Env) error { return setup(env, restarts) },
+		Setup:               func(env *testscript.Env) error { return setup(t, env, restarts) },
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "root":
@@ -99,6 +106,9 @@ func runScripts(t *testing.T, restarts bool) {
 			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"exits":    cmdExits,
+			"fake":     cmdFake,
+			"mkimage":  cmdMkimage,
+			"terminal": cmdTerminal,
 		},
 	})
 }
@@ -114,6 +124,8 @@ type machine struct {
 	dir       string
 	namespace string
 	restarts  bool
+	outer     *testing.T             // its cleanup stops fake
+	fake      *registrytest.Registry // nil until the script asks for it
 
 	mu       sync.Mutex // guards the processes
 	daemon   *exec.Cmd
@@ -127,11 +139,11 @@ type machine struct {
 
 const machineKey = "machine"
 
-func setup(env *testscript.Env, restarts bool) error {
+func setup(t *testing.T, env *testscript.Env, restarts bool) error {
 	// Cgroups and the runtime's state are the host's: a namespace of its own
 	// keeps one script's containers from another's.
 	namespace := strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-")
-	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
+	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts, outer: t}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
 	}
@@ -145,6 +157,7 @@ func setup(env *testscript.Env, restarts bool) error {
 	env.Setenv("CONTAINERD_ADDRESS", m.address())
 	env.Setenv("CONTAINERD_NAMESPACE", namespace)
 	env.Setenv("D", m.dir)
+	env.Setenv("BUSYBOX", busybox)
 	env.Setenv("IMAGE", "example.com/busybox:1")
 	env.Defer(m.close)
 	return nil
@@ -312,6 +325,7 @@ func (m *machine) traces() []string {
 				continue
 			}
 			out = append(out, "directory "+f)
+			killAll(f + "/cgroup.procs")
 			if strings.HasPrefix(f, "/run/") {
 				os.RemoveAll(f)
 			} else {
@@ -327,6 +341,16 @@ func (m *machine) traces() []string {
 		}
 	}
 	return out
+}
+
+// killAll kills the processes of a cgroup that a script left.
+func killAll(procs string) {
+	b, _ := os.ReadFile(procs)
+	for pid := range strings.FieldsSeq(string(b)) {
+		if n, err := strconv.Atoi(pid); err == nil {
+			syscall.Kill(n, syscall.SIGKILL)
+		}
+	}
 }
 
 func of(ts *testscript.TestScript) *machine { return ts.Value(machineKey).(*machine) }
@@ -427,7 +451,19 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	addr := l.Addr().String()
 	l.Close()
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp: {addr: %q}\n", m.dir, addr)
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp:\n  addr: %q\n", m.dir, addr)
+	for _, a := range args {
+		switch a {
+		case "tls":
+			ts.Check(certificate(ts.MkAbs("ca.pem"), m.dir+"/key.pem"))
+			config += fmt.Sprintf("  tls: {certificate: %q, key: %q}\n", ts.MkAbs("ca.pem"), m.dir+"/key.pem")
+		case "auth": // user me, password secret
+			ts.Check(os.WriteFile(m.dir+"/htpasswd", []byte("me:"+secretHash+"\n"), 0o600))
+			config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %q}}\n", m.dir+"/htpasswd")
+		default:
+			ts.Fatalf("unknown: registry %s", a)
+		}
+	}
 	ts.Check(os.WriteFile(m.dir+"/registry.yml", []byte(config), 0o600))
 	log, err := os.Create(m.dir + "/registry.log")
 	ts.Check(err)
@@ -439,13 +475,42 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	ts.Check(poll(ctx, func() error {
-		resp, err := http.Get("http://" + addr + "/v2/")
+		conn, err := net.Dial("tcp", addr)
 		if err == nil {
-			resp.Body.Close()
+			conn.Close()
 		}
 		return err
 	}))
 	ts.Setenv("REGISTRY", addr)
+}
+
+// secretHash is bcrypt's of "secret".
+const secretHash = "$2b$04$OQ6VeyiYsW6APG0EMlmueugneC71X.oWPvn7a3MZdf15HC.tfs5Wu"
+
+// certificate writes a self-signed certificate for 127.0.0.1 and its key.
+func certificate(certFile, keyFile string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test registry"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {

@@ -161,12 +161,18 @@ func (d *Display) draw() {
 	if err != nil || width <= 0 {
 		width, height = 80, 24
 	}
+	l := layout{}
+	for _, n := range d.roots {
+		l.measure(n, 0)
+	}
+	l.bar = min(maxBar, width-l.name-eventWidth-figuresWidth-5)
 	var rows []string
 	for _, n := range d.roots {
-		rows = d.rows(rows, n, "", "")
+		rows = l.rows(rows, n, "", "")
 	}
 	total := d.sum()
-	rows = append(rows, fmt.Sprintf("%s  elapsed: %.1fs  total: %s (%s/s)", d.status, d.elapsed().Seconds(), output.Size(total), output.Size(d.rate(total))))
+	sum := fmt.Sprintf("  elapsed: %.1fs  total: %s (%s/s)", d.elapsed().Seconds(), output.Size(total), output.Size(d.rate(total)))
+	rows = append(rows, clip(d.status, max(0, width-len(sum)))+sum)
 	if len(rows) >= height { // what scrolled away cannot be overwritten
 		rows = rows[len(rows)-height+1:]
 	}
@@ -182,19 +188,47 @@ func (d *Display) draw() {
 	d.w.Write(out.Bytes())
 }
 
-func (d *Display) rows(rows []string, n *node, first, next string) []string {
-	row := fmt.Sprintf("%-44s %-11s", clip(first+short(n.name), 44), n.event)
+// Columns of a row. The figures are what people look for: where a terminal is
+// narrow the bar shrinks, and goes, before they do.
+const (
+	maxName      = 44
+	eventWidth   = 11 // "downloading"
+	figuresWidth = 31 // "100.0 MiB/100.0 MiB 100.0 MiB/s"
+	maxBar       = 30
+	minBar       = 4
+)
+
+// layout is how wide the columns of one drawing are.
+type layout struct{ name, bar int }
+
+// measure makes room for the names below a node. The node on top, an image, has
+// no figures and may run over.
+func (l *layout) measure(n *node, depth int) {
+	if depth > 0 {
+		l.name = max(l.name, min(maxName, 3*depth+len([]rune(short(n.name)))))
+	}
+	for _, c := range n.children {
+		l.measure(c, depth+1)
+	}
+}
+
+func (l *layout) rows(rows []string, n *node, first, next string) []string {
+	row := first + short(n.name)
+	if n.child {
+		row = clip(row, l.name)
+	}
+	row = fmt.Sprintf("%-*s %-*s", l.name, row, eventWidth, n.event)
 	switch n.event {
 	case "downloading", "uploading", "extracting":
-		row += " " + bar(n.done, n.total)
+		row += l.gauge(n.done, n.total)
 		if n.total > 0 {
-			row += fmt.Sprintf(" %9s / %-9s", output.Size(n.done), output.Size(n.total))
+			row += " " + output.Size(n.done) + "/" + output.Size(n.total)
 		}
 		if s := n.last.Sub(n.started).Seconds(); !n.started.IsZero() && s > 0.1 {
 			row += fmt.Sprintf(" %s/s", output.Size(int64(float64(n.done)/s)))
 		}
 	case "complete", "extracted", "already exists":
-		row += " " + bar(1, 1)
+		row += l.gauge(1, 1)
 		if n.total > 0 {
 			row += " " + output.Size(n.total)
 		}
@@ -205,19 +239,21 @@ func (d *Display) rows(rows []string, n *node, first, next string) []string {
 		if i == len(n.children)-1 {
 			branch, trunk = "└──", "   "
 		}
-		rows = d.rows(rows, c, next+branch, next+trunk)
+		rows = l.rows(rows, c, next+branch, next+trunk)
 	}
 	return rows
 }
 
-const barWidth = 30
-
-func bar(done, total int64) string {
+// gauge is a bar, if there is room for one.
+func (l *layout) gauge(done, total int64) string {
+	if l.bar < minBar {
+		return ""
+	}
 	n := 0
 	if total > 0 {
-		n = int(min(done, total) * barWidth / total)
+		n = int(min(done, total) * int64(l.bar) / total)
 	}
-	return "|" + strings.Repeat("+", n) + strings.Repeat("-", barWidth-n) + "|"
+	return " |" + strings.Repeat("+", n) + strings.Repeat("-", l.bar-n) + "|"
 }
 
 // short writes layer-sha256:0123… as layer (0123456789ab).

@@ -49,7 +49,7 @@ func TestTreeIsDrawnInPlace(t *testing.T) {
 	feed(d)
 	frames := strings.Split(out.String(), "\x1b[J")
 	last := frames[len(frames)-2]
-	for _, want := range []string{"image", "└──manifest (0123456789ab)", "   └──layer (0123456789ab)", strings.Repeat("+", 8), "total: 1.0 KiB"} {
+	for _, want := range []string{"image", "└──manifest (0123456789ab)", "   └──layer (0123456789ab)", strings.Repeat("+", 7) + "| 1.0 KiB", "total: 1.0 KiB"} {
 		if !strings.Contains(last, want) {
 			t.Errorf("last frame lacks %q:\n%s", want, last)
 		}
@@ -58,7 +58,7 @@ func TestTreeIsDrawnInPlace(t *testing.T) {
 		t.Errorf("last frame does not go back over the 4 lines before it: %q", last[:10])
 	}
 	for line := range strings.Lines(last) {
-		if n := len([]rune(strings.TrimSpace(strings.ReplaceAll(line, "\r\x1b[2K", "")))); n > 85 {
+		if n := len([]rune(strings.TrimSpace(strings.ReplaceAll(line, "\r\x1b[2K", "")))); n > 80 {
 			t.Errorf("line of %d characters: %q", n, line)
 		}
 	}
