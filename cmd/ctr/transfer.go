@@ -540,7 +540,7 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	whole, watch := archiveEnd()
+	whole, watched, watch := archiveEnd()
 	written := make(chan error, 1)
 	go func() {
 		err := st.receiveBytes(io.MultiWriter(out, watch))
@@ -568,6 +568,7 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 		return fmt.Errorf("the daemon has finished the export, but the end of the archive did not come within %s", cleanupTime)
 	}
 	if err == nil {
+		<-watched // the last bytes are written before they are looked at
 		select {
 		case <-whole:
 		default:
@@ -577,15 +578,16 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 	return err
 }
 
-// archiveEnd watches a tar archive that is written to w and closes whole when its
-// end mark has passed.
+// archiveEnd watches a tar archive that is written to w: whole is closed when its
+// end mark has passed, watched when w is closed and all of it has been looked at.
 //
 // Compat: containerd's daemon does not end the stream of an export; the end of
 // the archive is the only sign that all of it is here.
-func archiveEnd() (whole <-chan struct{}, w io.WriteCloser) {
+func archiveEnd() (whole, watched <-chan struct{}, w io.WriteCloser) {
 	r, pipe := io.Pipe()
-	end := make(chan struct{})
+	end, done := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(done)
 		archive := tar.NewReader(r)
 		for {
 			_, err := archive.Next()
@@ -598,5 +600,5 @@ func archiveEnd() (whole <-chan struct{}, w io.WriteCloser) {
 		}
 		io.Copy(io.Discard, r)
 	}()
-	return end, pipe
+	return end, done, pipe
 }
