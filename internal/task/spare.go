@@ -78,6 +78,9 @@ func (m *Manager) replenish(binary string) {
 		if err == nil {
 			sp, err = m.launch(e)
 		}
+		if sp != nil {
+			sp.prioritise(politeness)
+		}
 		if err != nil {
 			m.log.Warn("no spare shim", "error", err)
 		}
@@ -148,6 +151,20 @@ func (m *Manager) launch(e edition) (*spare, error) {
 		return nil, fmt.Errorf("start shim %s: the kernel has no pidfd: %w", e.path, errdefs.ErrNotImplemented)
 	}
 	return &spare{edition: e, process: newProcess(pid, pidfd), control: conn.(*net.UnixConn)}, nil
+}
+
+// politeness is what the priority of a spare that starts is lowered by, so that
+// it does not slow down the container for which another was just taken.
+const politeness = 10
+
+// prioritise changes the priority of all threads of the spare, which is a process
+// group of its own, to the daemon's, lowered by that much. A failure is of no consequence.
+func (sp *spare) prioritise(lower int) {
+	own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	if err == nil {
+		// The system call returns 20 minus the priority.
+		_ = unix.Setpriority(unix.PRIO_PGRP, sp.process.pid, min(20-own+lower, 19))
+	}
 }
 
 // serveArgs has room after the command for the arguments that the shim shows in
@@ -275,6 +292,8 @@ func (m *Manager) serve(ctx context.Context, t *task, s *shim, e edition, listen
 		if sp, err = m.launch(e); err != nil {
 			return err
 		}
+	} else {
+		sp.prioritise(0)
 	}
 	failpoint.Hit("task.create.shim-started")
 	err := sp.assign(assignment{
