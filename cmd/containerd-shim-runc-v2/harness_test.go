@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -42,8 +41,19 @@ var buildShim = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// What is on the host once, under names that no other test has at the same time.
+var (
+	namespace = fmt.Sprintf("test-%d", os.Getpid())
+	cgroups   = fmt.Sprintf("berth-test-%d", os.Getpid())
+)
+
 func TestMain(m *testing.M) {
 	code := m.Run()
+	os.Remove("/run/containerd/runc/" + namespace)
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroups)
+	for _, p := range append(parents, "/sys/fs/cgroup/"+cgroups) {
+		os.Remove(p)
+	}
 	if path, err := buildShim(); err == nil && os.Getenv("BERTH_TEST_SHIM") == "" {
 		os.RemoveAll(filepath.Dir(path))
 	}
@@ -132,7 +142,7 @@ func newSpare(t testing.TB) *spare {
 	cmd.Args[0] = "containerd-shim-runc-v2"
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), "GOMAXPROCS="+cmp.Or(os.Getenv("BERTH_TEST_PROCS"), "2"))
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -162,7 +172,7 @@ func (s *spare) assign(t testing.TB, d *daemon, dir, id string) *testShim {
 	}
 	defer lf.Close()
 	msg, _ := json.Marshal(map[string]any{
-		"namespace": "test", "id": id, "bundle": dir, "address": "/nowhere", "ttrpc_address": d.address, "socket": "unix://" + socket,
+		"namespace": namespace, "id": id, "bundle": dir, "address": "/nowhere", "ttrpc_address": d.address, "socket": "unix://" + socket,
 	})
 	raw := append(binary.BigEndian.AppendUint32(nil, uint32(len(msg))), msg...)
 	if err := unix.Sendmsg(int(s.control.Fd()), raw, unix.UnixRights(int(lf.Fd())), nil, 0); err != nil {
@@ -236,7 +246,7 @@ func bundle(t testing.TB, id string, args []string, change func(*specs.Spec)) st
 			{Destination: "/usr", Type: "bind", Source: "/usr", Options: []string{"rbind", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath:   "/berth-test/" + id,
+			CgroupsPath:   "/" + cgroups + "/" + id,
 			Namespaces:    []specs.LinuxNamespace{{Type: "pid"}, {Type: "ipc"}, {Type: "uts"}, {Type: "mount"}, {Type: "network"}},
 			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 			MaskedPaths:   []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"},

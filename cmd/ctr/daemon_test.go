@@ -209,7 +209,6 @@ func TestErrorsAndStatus(t *testing.T) {
 		{"containers checkpoint a b", 1, "not supported yet"},
 		{"sandboxes ls", 1, "not supported yet"},
 		{"--timeout 50ms -n hang containers ls", 1, "deadline exceeded"},
-		{"images pull --local x", 1, "not supported yet"},
 		{"images pull --skip-verify x", 1, "hosts.toml"},
 	} {
 		stdout, stderr, code := ctr(t, append([]string{"-a", address}, strings.Fields(tc.line)...)...)

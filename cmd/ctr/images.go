@@ -21,7 +21,7 @@ import (
 	"github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sync/errgroup"
@@ -451,8 +451,8 @@ func tagAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	source, targets := cmd.Args().First(), cmd.Args().Tail()
 	if !cmd.Bool("skip-reference-check") {
 		for _, t := range targets {
-			if _, err := reference.ParseAnyReference(t); err != nil {
-				return invalid("%q is not an image reference: %v; --skip-reference-check takes it all the same", t, err)
+			if _, err := image.ParseDockerName(t); err != nil && digest.Digest(t).Validate() != nil && digest.Digest("sha256:"+t).Validate() != nil {
+				return invalid("%v; --skip-reference-check takes it all the same", err)
 			}
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 	"time"
 
@@ -26,12 +25,13 @@ import (
 	"github.com/containerd/platforms"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
+	"google.golang.org/grpc/connectivity"
 )
 
-// locally runs a transfer in ctr itself, over the daemon's stores, and shows its
-// progress on out. Ctrl-C ends it as an error does: what was unfinished is taken
+// locally runs a transfer in ctr itself, over the daemon's stores and, where it
+// unpacks, into the snapshotter sn, and shows its progress on out. Ctrl-C ends it as an error does: what was unfinished is taken
 // back, and the lease goes.
-func (s *session) locally(ctx context.Context, cmd *cli.Command, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) (err error) {
+func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snapshotter, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) (err error) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	limit := cmd.Int("max-concurrent-downloads")
@@ -39,7 +39,7 @@ func (s *session) locally(ctx context.Context, cmd *cli.Command, out *os.File, f
 		limit = n
 	}
 	engine := transfer.New(transfer.Options{
-		Scope: s.remoteStores(ctx, cmd), MaxDownloads: limit, SyncFS: cmd.Bool("sync-fs"), TempDir: os.TempDir(),
+		Scope: s.remoteStores(sn), MaxDownloads: limit, SyncFS: cmd.Bool("sync-fs"), TempDir: os.TempDir(),
 	})
 	display := progress.New(out)
 	defer func() { display.Close(err != nil) }()
@@ -50,31 +50,33 @@ func (s *session) locally(ctx context.Context, cmd *cli.Command, out *os.File, f
 		}
 		display.Update(m)
 	})
-	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	switch {
+	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
+	case errdefs.IsUnavailable(err) && s.GetState() != connectivity.Ready:
+		return fmt.Errorf("the daemon has gone away, begin again when it is back: %w", err)
 	}
 	return err
 }
 
 // remoteStores are the daemon's stores, as the engine wants them.
-func (s *session) remoteStores(ctx context.Context, cmd *cli.Command) transfer.Scope {
-	which := sync.OnceValues(func() (remote.Snapshotter, error) { return s.introspectSnapshotter(ctx, cmd) })
+func (s *session) remoteStores(sn remote.Snapshotter) transfer.Scope {
 	return func(namespace, lease string) transfer.Stores {
 		conn := remote.Scope(s, namespace, lease)
 		return transfer.Stores{
 			Namespace: namespace, Images: remote.NewImages(conn), Leases: remote.NewLeases(conn),
 			Content: remote.NewContent(conn), Applier: remote.NewDiff(conn),
-			Snapshotter: func(string) (snapshot.Backend, error) {
-				sn, err := which()
-				return remote.NewSnapshots(conn, sn), err
-			},
+			Snapshotter: func(string) (snapshot.Backend, error) { return remote.NewSnapshots(conn, sn), nil },
 		}
 	}
 }
 
-// introspectSnapshotter asks the daemon about the snapshotter that the flags or
-// the namespace name.
-func (s *session) introspectSnapshotter(ctx context.Context, cmd *cli.Command) (remote.Snapshotter, error) {
+// unpackInto asks the daemon about the snapshotter that the flags or the
+// namespace name, when there is something to unpack.
+func (s *session) unpackInto(ctx context.Context, cmd *cli.Command, unpack bool) (remote.Snapshotter, error) {
+	if !unpack {
+		return remote.Snapshotter{}, nil
+	}
 	name, err := chooseSnapshotter(ctx, cmd, s)
 	if err != nil {
 		return remote.Snapshotter{}, err
@@ -118,10 +120,10 @@ func (s *session) pullLocally(ctx context.Context, cmd *cli.Command, ps []ispec.
 	}
 	for _, p := range ps {
 		if unpack {
-			to.Unpacks = append(to.Unpacks, transfer.UnpackTarget{Platform: p, Snapshotter: sn})
+			to.Unpacks = append(to.Unpacks, transfer.UnpackTarget{Platform: p, Snapshotter: sn.Name})
 		}
 	}
-	return s.locally(ctx, cmd, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
+	return s.locally(ctx, cmd, sn, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
 		img, err := engine.Pull(ctx, s.namespace, "", from, to, report)
 		if err != nil || !unpack || len(ps) > 0 {
 			return err
@@ -136,20 +138,12 @@ func (s *session) pullLocally(ctx context.Context, cmd *cli.Command, ps []ispec.
 			if err != nil {
 				return err
 			}
-			if err := engine.Unpack(ctx, s.namespace, "", img, transfer.UnpackTarget{Platform: p, Snapshotter: sn}, report); err != nil {
+			if err := engine.Unpack(ctx, s.namespace, "", img, transfer.UnpackTarget{Platform: p, Snapshotter: sn.Name}, report); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-}
-
-// unpackInto is the name of the snapshotter, when there is something to unpack.
-func (s *session) unpackInto(ctx context.Context, cmd *cli.Command, unpack bool) (string, error) {
-	if !unpack {
-		return "", nil
-	}
-	return chooseSnapshotter(ctx, cmd, s)
 }
 
 // pushLocally sends the image local, or what --manifest names, as ref.
@@ -183,7 +177,7 @@ func (s *session) pushLocally(ctx context.Context, cmd *cli.Command, ref, local 
 			}
 		}
 	}
-	return s.locally(ctx, cmd, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
+	return s.locally(ctx, cmd, remote.Snapshotter{}, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
 		return engine.PushTarget(ctx, s.namespace, "", img, opts, to, report)
 	})
 }
@@ -236,9 +230,9 @@ func (s *session) importLocally(ctx context.Context, cmd *cli.Command, in io.Rea
 		to.Platforms = []ispec.Platform{p}
 	}
 	if unpack {
-		to.Unpacks = []transfer.UnpackTarget{{Platform: p, Snapshotter: sn}}
+		to.Unpacks = []transfer.UnpackTarget{{Platform: p, Snapshotter: sn.Name}}
 	}
-	return s.locally(ctx, cmd, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
+	return s.locally(ctx, cmd, sn, os.Stdout, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
 		_, err := engine.Import(ctx, s.namespace, "", in, transfer.ImportOptions{ForceCompress: cmd.Bool("compress-blobs"), DiscardLayers: discard}, to, report)
 		return err
 	})
@@ -246,7 +240,7 @@ func (s *session) importLocally(ctx context.Context, cmd *cli.Command, in io.Rea
 
 // exportLocally writes images to out.
 func (s *session) exportLocally(ctx context.Context, cmd *cli.Command, out io.Writer, shown *os.File, ps []ispec.Platform) error {
-	return s.locally(ctx, cmd, shown, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
+	return s.locally(ctx, cmd, remote.Snapshotter{}, shown, func(ctx context.Context, engine *transfer.Service, report transfer.ProgressFunc) error {
 		return engine.Export(ctx, s.namespace, cmd.Args().Tail(), out, transfer.ExportOptions{
 			Platforms: ps, AllPlatforms: cmd.Bool("all-platforms"),
 			SkipDockerManifest: cmd.Bool("skip-manifest-json"), SkipNonDistributable: cmd.Bool("skip-non-distributable"),

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 
+	"berth/internal/archive/inflate"
+
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -53,11 +55,11 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	}
 	switch c := Detect(head); c {
 	case Gzip:
-		z, err := inflate(b)
+		z, err := inflate.NewReader(b)
 		if err != nil {
 			return nil, "", src.blame(c, err)
 		}
-		return &decompressor{Reader: z, close: z.Close, src: src, kind: c}, c, nil
+		return &decompressor{Reader: z, close: func() error { return nil }, src: src, kind: c}, c, nil
 	case Zstd:
 		z, err := zstd.NewReader(b, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(2))
 		if err != nil {
@@ -68,10 +70,6 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 		return io.NopCloser(b), c, nil
 	}
 }
-
-// inflate reads gzip, of several members too. It is the one place that knows
-// the implementation.
-func inflate(r *bufio.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }
 
 // source remembers its own error, to tell it from one of the decompressor.
 type source struct {

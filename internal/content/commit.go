@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/par"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +32,7 @@ func (w *localWriter) Commit(ctx context.Context, size int64, expected digest.Di
 		return w.closedError()
 	}
 	err := w.commit(ctx, size, expected)
+	failpoint.Hit("content.commit.published")
 	if err == nil || errdefs.IsAlreadyExists(err) || errors.Is(err, errSeal) {
 		// The ingest is over; what cannot be removed here is garbage for later.
 		defer w.unlock()
@@ -104,9 +106,13 @@ func (w *localWriter) publish(ctx context.Context, d digest.Digest) (err error) 
 	if err := w.seal(); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("content.commit.before-rename"); err != nil {
+		return err
+	}
 	if err := w.moveTo(ctx, d, target); err != nil {
 		return err
 	}
+	failpoint.Hit("content.commit.before-dirsync")
 	if err := syncDir.Do(); err != nil {
 		// Not durable, so not to be seen either.
 		return errors.Join(err, w.store.os.Remove("blob", target))
@@ -159,6 +165,7 @@ func (w *localWriter) seal() error {
 		err = w.file.SetTime(time.Now())
 	}
 	if err == nil {
+		failpoint.Hit("content.commit.before-sync")
 		err = w.file.Sync()
 	}
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/fsx"
 	"berth/internal/object"
 
@@ -134,6 +135,7 @@ func (w *localWriter) name() error {
 	if err == nil && w.file == nil {
 		w.file, err = w.store.os.OpenFile("ingest data", w.dataPath(), os.O_RDWR|os.O_CREATE, 0o644)
 	} else if err == nil {
+		failpoint.Hit("content.ingest.before-data")
 		err = w.file.Link(w.dataPath())
 	}
 	w.store.setNameless(w, false)
@@ -188,6 +190,7 @@ func (w *localWriter) Write(p []byte) (int, error) {
 		}
 	}
 	n, err := w.file.Write(p)
+	failpoint.Hit("content.ingest.written")
 	w.hash.Hash().Write(p[:n])
 	w.setOffset(w.status.Offset + int64(n))
 	if unflushed := w.status.Offset - w.flushed; unflushed >= writebackChunk {

@@ -22,6 +22,7 @@ import (
 	"berth/internal/config"
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
 	"berth/internal/mount"
@@ -100,6 +101,7 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 		}
 	}
 	d.ready = true
+	failpoint.Hit("daemon.start.ready")
 	return d, nil
 }
 

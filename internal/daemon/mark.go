@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/fsx"
 )
 
@@ -56,6 +57,7 @@ func (m mark) write(root string) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("daemon.mark.before-write")
 	var disk *fsx.OS
 	if err := disk.WriteAtomic("mark", filepath.Join(root, markFile), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("mark of this run: %w", err)

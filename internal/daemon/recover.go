@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // verifyWindow is how long before the last sign of life of a daemon that lost
@@ -33,6 +35,26 @@ func (d *Daemon) recoverTasks() {
 	}
 	if err := d.tasks.Recover(d.life, names); err != nil && d.life.Err() == nil {
 		d.log.Error("some tasks of an earlier daemon are not recovered", "error", err)
+	}
+	if d.db.Report().Damage != nil {
+		d.reportLostContainers(names)
+	}
+}
+
+// reportLostContainers names the containers that run while their records were lost
+// with the database.
+func (d *Daemon) reportLostContainers(namespaces []string) {
+	for _, ns := range namespaces {
+		tasks, err := d.tasks.List(d.life, ns)
+		if err != nil {
+			d.log.Warn("running containers are not compared with the records", "namespace", ns, "error", err)
+			continue
+		}
+		for _, task := range tasks {
+			if _, err := d.db.Scope(ns, "").Containers().Get(d.life, task.ContainerID); errdefs.IsNotFound(err) {
+				d.log.Error("the record of a container that has a task is lost; it can be ended and its task removed", "namespace", ns, "id", task.ContainerID, "pid", task.PID)
+			}
+		}
 	}
 }
 

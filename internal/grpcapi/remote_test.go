@@ -141,7 +141,7 @@ func TestRemoteCleanup(t *testing.T) {
 
 func TestRemoteImages(t *testing.T) {
 	s := serveStores(t)
-	conn := remote.Scope(s.conn, "test", "")
+	conn := s.leased(t)
 	images := remote.NewImages(conn)
 	d := contenttest.Put(t, remote.NewContent(conn), "manifest", []byte("{}"), nil)
 	img := object.Image{
@@ -227,8 +227,7 @@ func (s scopedTo) NewStream(ctx context.Context, desc *grpc.StreamDesc, method s
 
 // A layer that Compare makes is what Apply takes, both through the service.
 func TestRemoteDiff(t *testing.T) {
-	s := serveStores(t)
-	conn := remote.Scope(s.conn, "test", "")
+	conn := serveStores(t).leased(t)
 	sn := remote.NewSnapshots(conn, remote.Snapshotter{Name: "overlayfs"})
 	d := remote.NewDiff(conn)
 	ctx := t.Context()

@@ -80,6 +80,22 @@ func (db *DB) adoptOrphans(ctx context.Context) error {
 	return nil
 }
 
+// storesHold tells whether there is a blob or a snapshot. With a new database that
+// means that one was lost, before it had a backup: without adoption the first
+// collection would remove everything, the files of running containers included.
+func (db *DB) storesHold(ctx context.Context) bool {
+	found := errors.New("found")
+	if db.content.store.Walk(ctx, func(object.BlobInfo) error { return found }) != nil {
+		return true
+	}
+	for _, b := range db.backends {
+		if b.Walk(ctx, func(object.SnapshotInfo) error { return found }) != nil {
+			return true
+		}
+	}
+	return false
+}
+
 func (db *DB) adoptOne(tx *bolt.Tx, o orphan) (what string, err error) {
 	scope := db.Scope(o.ns, rescueLease)
 	lease, err := ensureInNamespace(tx, o.ns, keyLeases, rescueLease)

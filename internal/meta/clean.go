@@ -11,6 +11,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 
@@ -25,23 +26,34 @@ const (
 	// doomBatch bounds how many objects are doomed at a time: who wants one of
 	// them waits until its turn has come.
 	doomBatch = 32
+	// cleanerTimeout is how long a collection waits for what an earlier one still
+	// removes from a backend: that may hang, and is then left to itself.
+	cleanerTimeout = 2 * time.Second
 )
+
+// cleaning is what the collector knows of a backend: whether to look through it,
+// and whether somebody does.
+type cleaning struct {
+	dirty atomic.Bool // something may be there that no record names
+
+	mu    sync.Mutex
+	done  chan struct{} // closed when the cleaner ends; nil while there is none
+	again bool          // a collection came meanwhile: the cleaner begins anew
+}
 
 // backend is a snapshotter with what the collector knows of it.
 type backend struct {
 	snapshot.Backend
-	name  string
-	dirty atomic.Bool // something may be there that no record names
-	busy  atomic.Bool // it is being cleaned
+	cleaning
+	name string
 }
 
 func (b *backend) claim(key string) string { return "snapshot " + b.name + " " + key }
 
 // blobBackend is the content store with what the collector knows of it.
 type blobBackend struct {
+	cleaning
 	store content.Store
-	dirty atomic.Bool
-	busy  atomic.Bool
 }
 
 // swept tells the world, and the backends, of records that a collection removed.
@@ -62,38 +74,80 @@ func (db *DB) swept(ctx context.Context, removed []node) {
 	}
 }
 
-// cleanBackends starts to clean every backend that needs it, each in a
-// goroutine of its own: one that hangs holds up only itself. One that is still
-// busy stays dirty for the next collection.
+// cleanBackends has every backend cleaned that needs it, each in a goroutine of
+// its own: one that hangs holds up only itself. The channel is closed when all are
+// done. One that is being cleaned already is cleaned once more after that, since
+// it may have been looked through before the records went.
 func (db *DB) cleanBackends() <-chan struct{} {
-	var wg sync.WaitGroup
-	clean := func(dirty, busy *atomic.Bool, what string, fn func(context.Context) error) {
-		if !dirty.Load() || !busy.CompareAndSwap(false, true) {
+	var all sync.WaitGroup
+	clean := func(c *cleaning, what string, fn func(context.Context) error) {
+		cleaned, fresh := db.clean(c, what, fn)
+		if cleaned == nil {
 			return
 		}
-		dirty.Store(false)
-		wg.Add(1)
-		db.background.Go(func() {
-			defer wg.Done()
-			defer busy.Store(false)
+		var patience <-chan time.Time
+		if !fresh {
+			patience = time.After(cleanerTimeout)
+		}
+		all.Go(func() {
+			select {
+			case <-cleaned:
+			case <-patience:
+			}
+		})
+	}
+	clean(&db.content.cleaning, "content", db.cleanContent)
+	for name, b := range db.backends {
+		clean(&b.cleaning, name, func(ctx context.Context) error { return db.cleanSnapshots(ctx, b) })
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	return done
+}
+
+// clean starts a cleaner (fresh) or has the one that runs begin anew, and returns
+// what is closed at its end; nil when there is nothing to do.
+func (db *DB) clean(c *cleaning, what string, fn func(context.Context) error) (done <-chan struct{}, fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done != nil {
+		c.again = true
+		return c.done, false
+	}
+	if !c.dirty.Load() {
+		return nil, false
+	}
+	c.done = make(chan struct{})
+	db.background.Go(func() {
+		for more := true; more; more = c.goOn() {
+			if !c.dirty.Swap(false) {
+				continue
+			}
 			if err := fn(db.ctx); err != nil {
-				dirty.Store(true) // what failed is tried again
+				c.dirty.Store(true) // what failed is tried again
 				if db.ctx.Err() == nil {
 					db.log.Warn("garbage is left for the next collection", "backend", what, "error", err)
 				}
 			}
-		})
+		}
+	})
+	return c.done, true
+}
+
+// goOn tells the cleaner whether it was asked to clean once more, or ends it.
+func (c *cleaning) goOn() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again {
+		c.again = false
+		return true
 	}
-	clean(&db.content.dirty, &db.content.busy, "content", db.cleanContent)
-	for name, b := range db.backends {
-		clean(&b.dirty, &b.busy, name, func(ctx context.Context) error { return db.cleanSnapshots(ctx, b) })
-	}
-	done := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(done)
-	}()
-	return done
+	close(c.done)
+	c.done = nil
+	return false
 }
 
 // named is what the records of all namespaces name in a backend.
@@ -217,6 +271,7 @@ func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
 			}
 			return err
 		})
+	failpoint.Hit("meta.gc.before-cleanup")
 	if c, ok := b.Backend.(snapshot.Cleaner); ok {
 		if err := db.call(ctx, c.Cleanup); err != nil && !errdefs.IsNotImplemented(err) {
 			failed = errors.Join(failed, fmt.Errorf("clean up: %w", err))
@@ -258,6 +313,7 @@ func (db *DB) removeDoomed(ctx context.Context, garbage []string, claim func(str
 		for _, key := range doomed {
 			_, recorded := inUse[key]
 			if err == nil && !recorded {
+				failpoint.Hit("meta.gc.before-remove")
 				if rerr := db.call(ctx, func(ctx context.Context) error { return remove(ctx, key) }); rerr != nil && !errdefs.IsNotFound(rerr) {
 					failed = errors.Join(failed, fmt.Errorf("remove %s: %w", key, rerr))
 				}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
+
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -134,6 +136,7 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 	}
 	db.sched.expireAt(m.expiry)
 	stats.Mark = time.Since(start)
+	failpoint.Hit("meta.gc.marked")
 	for len(candidates) > 0 {
 		batch := candidates[:min(sweepBatch, len(candidates))]
 		candidates = candidates[len(batch):]
@@ -141,6 +144,7 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 		if err != nil {
 			return stats, nil, fmt.Errorf("sweep garbage: %w", err)
 		}
+		failpoint.Hit("meta.gc.swept")
 		stats.Removed += len(removed)
 		db.swept(ctx, removed)
 	}

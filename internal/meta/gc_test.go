@@ -333,6 +333,37 @@ func TestCollectSurvivesBackends(t *testing.T) {
 	close(release)
 }
 
+// A collection that finds a backend being cleaned for an earlier one returns only
+// when its own garbage is gone, too.
+func TestCollectBesideCleaner(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	begun, release := make(chan struct{}, 2), make(chan struct{})
+	f.snapshots.onRemove = func(context.Context, string) error {
+		begun <- struct{}{}
+		<-release
+		return nil
+	}
+	must(f.snapshots.Prepare(ctx, "x/1/first", "", nil))(t)
+	first := make(chan error, 1)
+	go func() { _, err := f.Collect(ctx); first <- err }()
+	<-begun // it has looked through the backend
+	must(f.snapshots.Prepare(ctx, "x/2/second", "", nil))(t)
+	f.backends["fake"].dirty.Store(true)
+	_, cleaned, err := f.collect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	<-cleaned
+	if left := f.snapshots.keys(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestScheduler(t *testing.T) {
 	run := func(name string, opts GCOptions, do func(s *scheduler, runs *atomic.Int64)) {
 		t.Run(name, func(t *testing.T) {

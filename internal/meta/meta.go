@@ -186,7 +186,11 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 			return err
 		}
 	}
-	if last > 0 && cleanMark(db.path) != last || report.Damage != nil {
+	if last == 0 && db.report.Damage == nil && db.storesHold(ctx) {
+		db.report.Damage = damaged("there was no database, or an empty one, to tell of what the stores hold")
+		db.report.Source = "the stores"
+	}
+	if last > 0 && cleanMark(db.path) != last || db.report.Damage != nil {
 		db.report.Unclean = true
 		if err := db.view(ctx, func(tx *bolt.Tx) error {
 			db.report.Unreadable = unreadable(tx)
@@ -195,7 +199,7 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 			return err
 		}
 	}
-	if report.Damage != nil {
+	if db.report.Damage != nil {
 		return db.adoptOrphans(ctx)
 	}
 	return nil

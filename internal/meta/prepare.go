@@ -7,6 +7,7 @@ import (
 	"maps"
 
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 
@@ -51,6 +52,7 @@ func (s *snapshots) create(ctx context.Context, key, parent string, labels map[s
 		return nil, err
 	}
 	defer release()
+	failpoint.Hit("meta.snapshot.made")
 	now := s.db.now()
 	r := snapRecord{plan.key, object.SnapshotInfo{
 		Name: key, Parent: parent, Labels: withoutEmpty(labels), Created: now, Updated: now,

@@ -267,6 +267,32 @@ func TestEmptyFile(t *testing.T) {
 	}
 }
 
+// A database that was lost before it had a backup is as good as a new one; but what
+// the stores hold is no garbage.
+func TestEmptyFileWithoutBackup(t *testing.T) {
+	f := newFixture(t)
+	f.close(t)
+	f.open(t)
+	if r := f.Report(); r.Damage != nil {
+		t.Errorf("a new database is reported: %+v", r)
+	}
+	f.fill(t, "ns", 5)
+	f.close(t)
+	if err := os.Remove(f.path() + backupSuffix); err != nil {
+		t.Fatal(err)
+	}
+	f.damage(t, func([]byte) []byte { return nil })
+	f.open(t)
+	r := f.Report()
+	if r.Damage == nil || !slices.Contains(r.Adopted, "ns/snapshots/fake/active") {
+		t.Errorf("report: %+v", r)
+	}
+	must(f.Collect(t.Context()))(t)
+	if left := f.snapshots.keys(); len(left) != 2 {
+		t.Errorf("snapshots after a collection: %v", left)
+	}
+}
+
 func TestBackupInBackground(t *testing.T) {
 	done := make(chan struct{}, 10)
 	b := &backups{run: func() { done <- struct{}{} }}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/filter"
 	"berth/internal/object"
 	"berth/internal/snapshot"
@@ -253,6 +254,7 @@ func (s *snapshots) Commit(ctx context.Context, name, key string, opts snapshot.
 	}); err != nil {
 		return named(key, err)
 	}
+	failpoint.Hit("meta.snapshot.committed")
 	now := s.db.now()
 	committed := snapRecord{p.key, object.SnapshotInfo{
 		Name: name, Parent: r.info.Parent, Labels: withoutEmpty(opts.Labels), Created: now, Updated: now,

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"sync"
 
+	"berth/internal/failpoint"
+
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -137,9 +139,13 @@ func (db *DB) try(group []*write) (failed int, err error) {
 		}
 	}
 	failed = -1
+	if err := failpoint.Hit("meta.commit.before"); err != nil {
+		return -1, err
+	}
 	if err := tx.Commit(); err != nil {
 		return -1, fmt.Errorf("commit transaction: %w", err)
 	}
+	failpoint.Hit("meta.commit.after")
 	return -1, nil
 }
 

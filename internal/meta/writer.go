@@ -9,6 +9,7 @@ import (
 
 	"berth/internal/content"
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 
 	"github.com/containerd/errdefs"
@@ -128,6 +129,7 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err != nil {
 		return fmt.Errorf("commit ingest %q: %w", w.in.ref, err)
 	}
+	failpoint.Hit("meta.content.bytes-committed")
 	exists := false
 	if err := w.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		if exists, err = w.record(tx, actual, actualSize, labels); err != nil {

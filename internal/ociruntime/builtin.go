@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -16,6 +18,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // device rules, which cgroup managers have only by this
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,15 +53,26 @@ func (d *Builtin) Create(ctx context.Context, id string, opts CreateOptions) (_ 
 	if err := checkProcess(opts.Spec.Process); err != nil {
 		return nil, err
 	}
+	if _, err := unix.Getcwd(make([]byte, unix.PathMax)); errors.Is(err, unix.ENOENT) {
+		// The bundle of an earlier container, now deleted: libcontainer wants one
+		// that exists, whichever.
+		if err := os.Chdir("/"); err != nil {
+			return nil, err
+		}
+	}
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: d.SystemdCgroup,
 		NoPivotRoot:      opts.NoPivotRoot,
 		NoNewKeyring:     opts.NoNewKeyring,
-		Spec:             opts.Spec,
+		Spec:             absolute(opts.Spec, opts.Bundle),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: config.json of container %s: %w", errdefs.ErrInvalidArgument, id, err)
+	}
+	// The last label is libcontainer's own: where it takes the bundle to be.
+	if n := len(config.Labels); n > 0 && strings.HasPrefix(config.Labels[n-1], "bundle=") {
+		config.Labels[n-1] = "bundle=" + opts.Bundle
 	}
 	lc, err := libcontainer.Create(d.Root, id, config)
 	if errors.Is(err, libcontainer.ErrExist) {
@@ -95,6 +109,26 @@ func (d *Builtin) Create(ctx context.Context, id string, opts CreateOptions) (_ 
 		}
 	}
 	return c, nil
+}
+
+// absolute makes the paths of a specification that are relative to the bundle
+// absolute. libcontainer would take them as relative to the working directory,
+// which is that of all containers of this process.
+func absolute(spec *specs.Spec, bundle string) *specs.Spec {
+	s := *spec
+	if s.Root != nil && !filepath.IsAbs(s.Root.Path) {
+		root := *s.Root
+		root.Path = filepath.Join(bundle, root.Path)
+		s.Root = &root
+	}
+	s.Mounts = slices.Clone(s.Mounts)
+	for i, m := range s.Mounts {
+		bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+		if bind && m.Source != "" && !filepath.IsAbs(m.Source) {
+			s.Mounts[i].Source = filepath.Join(bundle, m.Source)
+		}
+	}
+	return &s
 }
 
 func (d *Builtin) Destroy(ctx context.Context, id string) error {

@@ -5,8 +5,9 @@ import (
 	"net"
 	"strings"
 
+	"berth/internal/image"
+
 	"github.com/containerd/errdefs"
-	distref "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -32,26 +33,16 @@ func ParseReference(s string) (Reference, error) {
 	}
 	first, _, slash := strings.Cut(s, "/")
 	if !slash || !strings.ContainsAny(first, ".:") && first != "localhost" {
-		if n, err := distref.ParseDockerRef(s); err == nil {
-			return bad("a host is needed, perhaps %s", n.String())
+		if n, err := image.ParseDockerName(s); err == nil {
+			return bad("a host is needed, perhaps %s", n.Tagged())
 		}
 		return bad("a host is needed, as in host/repository:tag")
 	}
-	p, err := distref.Parse(s)
+	n, err := image.ParseName(s)
 	if err != nil {
-		return bad("%v", err)
+		return Reference{}, err
 	}
-	named, ok := p.(distref.Named)
-	if !ok {
-		return bad("it has no repository")
-	}
-	r := Reference{Host: distref.Domain(named), Repository: distref.Path(named)}
-	if t, ok := p.(distref.Tagged); ok {
-		r.Tag = t.Tag()
-	}
-	if d, ok := p.(distref.Digested); ok {
-		r.Digest = d.Digest()
-	}
+	r := Reference{Host: n.Domain, Repository: n.Path, Tag: n.Tag, Digest: n.Digest}
 	if r.Tag == "" && r.Digest == "" {
 		return bad("a tag or a digest is needed, perhaps %s:latest", s)
 	}

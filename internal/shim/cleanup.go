@@ -6,20 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/mount"
 	"berth/internal/object"
+	"berth/internal/shim/api"
 
-	task "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // Files in a bundle, besides those of the OCI runtime specification. Compat: names
@@ -53,7 +52,7 @@ func writeExit(bundle string, e object.Exit) error {
 }
 
 // writeOptions keeps the options that Cleanup will need.
-func writeOptions(bundle string, o *options.Options) error {
+func writeOptions(bundle string, o *api.Options) error {
 	raw, err := json.Marshal(o)
 	if err != nil || string(raw) == "{}" {
 		return err
@@ -61,8 +60,8 @@ func writeOptions(bundle string, o *options.Options) error {
 	return os.WriteFile(filepath.Join(bundle, optionsFile), raw, 0o600)
 }
 
-func readOptions(bundle string) (*options.Options, error) {
-	o := new(options.Options)
+func readOptions(bundle string) (*api.Options, error) {
+	o := new(api.Options)
 	raw, err := os.ReadFile(filepath.Join(bundle, optionsFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return o, nil
@@ -96,6 +95,8 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 		fmt.Fprintf(warnings, "remove container %s: %v\n", f.ID, err)
 	}
 	killed := time.Now()
+	removeDeadSocket(bundle)
+	failpoint.Hit("shim.cleanup.destroyed")
 	if err := mount.UnmountRecursive(filepath.Join(bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		fmt.Fprintf(warnings, "unmount the root filesystem of %s: %v\n", f.ID, err)
 	}
@@ -103,12 +104,33 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 	if err != nil {
 		e = exitRecord{Timestamp: killed, Pid: readPID(bundle), Status: 128 + int(unix.SIGKILL)}
 	}
-	raw, err := proto.Marshal(&task.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: timestamppb.New(e.Timestamp)})
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(raw)
+	_, err = out.Write(api.Marshal(&api.DeleteResponse{Pid: uint32(e.Pid), ExitStatus: uint32(e.Status), ExitedAt: api.Time(e.Timestamp)}))
 	return err
+}
+
+// removeDeadSocket removes the socket that the daemon noted in the bundle, unless
+// another shim of the group, or this one against all odds, serves it.
+func removeDeadSocket(bundle string) {
+	raw, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json"))
+	if err != nil {
+		return
+	}
+	var noted struct{ Address string }
+	if json.Unmarshal(raw, &noted) != nil {
+		return
+	}
+	path, ok := strings.CutPrefix(noted.Address, "unix://")
+	if !ok || !filepath.IsAbs(path) {
+		return
+	}
+	conn, err := net.DialTimeout("unix", path, 100*time.Millisecond)
+	if err == nil {
+		conn.Close()
+		return
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		_ = os.Remove(path)
+	}
 }
 
 func readExit(bundle string) (e exitRecord, err error) {

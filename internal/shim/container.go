@@ -12,12 +12,13 @@ import (
 	"sync"
 
 	"berth/internal/cgroup"
+	"berth/internal/failpoint"
 	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
+	"berth/internal/shim/api"
 	"berth/internal/stdio"
 
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ type container struct {
 	service *service
 	id      string
 	bundle  string
-	options *options.Options
+	options *api.Options
 	init    *process
 	oci     ociruntime.Container
 	group   cgroup.Group
@@ -48,19 +49,19 @@ type createRequest struct {
 	rootfs     []object.Mount
 	io         object.TaskIO
 	checkpoint string
-	options    *options.Options
+	options    *api.Options
 }
 
 func (c *container) stdioOptions() stdio.Options {
 	return stdio.Options{
-		UID: int(c.options.GetIoUid()), GID: int(c.options.GetIoGid()),
+		UID: int(c.options.IoUid), GID: int(c.options.IoGid),
 		Namespace: c.service.namespace, ID: c.id,
 	}
 }
 
 // create makes the container with its init process. A failure leaves nothing.
 func (c *container) create(ctx context.Context, req createRequest) (err error) {
-	if path := req.options.GetShimCgroup(); path != "" {
+	if path := req.options.ShimCgroup; path != "" {
 		if err := cgroup.Join(path, os.Getpid()); err != nil {
 			return fmt.Errorf("put the shim into the cgroup that the options name: %w", err)
 		}
@@ -83,6 +84,9 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 			return fmt.Errorf("mount the root filesystem: %w", err)
 		}
 		c.mounted = true
+		if err := failpoint.Hit("shim.create.mounted"); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -106,15 +110,16 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 		Spec:         spec,
 		Changed:      changed,
 		Stdio:        ociruntime.Stdio{Stdin: in, Stdout: out, Stderr: errout},
-		NoPivotRoot:  c.options.GetNoPivotRoot(),
-		NoNewKeyring: c.options.GetNoNewKeyring(),
+		NoPivotRoot:  c.options.NoPivotRoot,
+		NoNewKeyring: c.options.NoNewKeyring,
 		PIDFile:      filepath.Join(req.bundle, pidFile),
 		Checkpoint:   req.checkpoint,
-		CriuWork:     c.options.GetCriuWorkPath(),
+		CriuWork:     c.options.CriuWorkPath,
 	})
 	if err != nil {
 		return fmt.Errorf("OCI runtime create failed: %w", err)
 	}
+	failpoint.Hit("shim.create.made")
 	if err := c.init.attach(c.oci.Init(), streams); err != nil {
 		_ = c.oci.KillAll(ctx)
 		_, _ = c.oci.Init().Collect()

@@ -4,8 +4,7 @@ import (
 	"path/filepath"
 
 	"berth/internal/ociruntime"
-
-	"github.com/containerd/containerd/api/types/runc/options"
+	"berth/internal/shim/api"
 )
 
 // stateRoot is where runtimes keep the state of containers, when the options name
@@ -13,14 +12,14 @@ import (
 const stateRoot = "/run/containerd/runc"
 
 // driverFor is the runtime that the options of a container ask for.
-func driverFor(o *options.Options, namespace, bundle string) ociruntime.Driver {
-	root := o.GetRoot()
+func driverFor(o *api.Options, namespace, bundle string) ociruntime.Driver {
+	root := o.Root
 	if root == "" {
 		root = stateRoot
 	}
 	root = filepath.Join(root, namespace)
-	if o.GetBinaryName() != "" {
-		return &ociruntime.External{Binary: o.GetBinaryName(), Root: root, SystemdCgroup: o.GetSystemdCgroup(), Log: filepath.Join(bundle, "log.json")}
+	if o.BinaryName != "" {
+		return &ociruntime.External{Binary: o.BinaryName, Root: root, SystemdCgroup: o.SystemdCgroup, Log: filepath.Join(bundle, "log.json")}
 	}
-	return &ociruntime.Builtin{Root: root, SystemdCgroup: o.GetSystemdCgroup()}
+	return &ociruntime.Builtin{Root: root, SystemdCgroup: o.SystemdCgroup}
 }

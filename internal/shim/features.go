@@ -3,18 +3,19 @@ package shim
 import (
 	"encoding/json"
 
+	"berth/internal/shim/api"
+
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // builtinFeatures is what the built-in runtime can do (OCI runtime specification,
 // features.md).
-func builtinFeatures() (*anypb.Any, error) {
+func builtinFeatures() (*api.Any, error) {
 	yes := true
 	enabled := seccomp.Enabled
 	f := features.Features{
@@ -43,5 +44,5 @@ func builtinFeatures() (*anypb.Any, error) {
 		f.Linux.Seccomp.SupportedFlags = seccomp.SupportedFlags()
 	}
 	raw, err := json.Marshal(f)
-	return &anypb.Any{TypeUrl: featuresType, Value: raw}, err
+	return &api.Any{TypeUrl: featuresType, Value: raw}, err
 }

@@ -5,10 +5,9 @@ import (
 	"io"
 	"os/exec"
 
-	"github.com/containerd/containerd/api/types"
+	"berth/internal/shim/api"
+
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // serveAnnotation tells Berth's daemon that the program knows the action "serve".
@@ -21,14 +20,14 @@ func Info(name, version, revision string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read the options: %w", err)
 	}
-	info := &types.RuntimeInfo{
+	info := &api.RuntimeInfo{
 		Name:        name,
-		Version:     &types.RuntimeVersion{Version: version, Revision: revision},
+		Version:     &api.RuntimeVersion{Version: version, Revision: revision},
 		Annotations: map[string]string{serveAnnotation: "1"},
 	}
 	if len(raw) > 0 {
-		a := new(anypb.Any)
-		if err := proto.Unmarshal(raw, a); err != nil {
+		a := new(api.Any)
+		if err := api.Unmarshal(raw, a); err != nil {
 			return fmt.Errorf("the options are not an Any message: %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		opts, err := runcOptions(a)
@@ -38,7 +37,7 @@ func Info(name, version, revision string, in io.Reader, out io.Writer) error {
 		if a.TypeUrl != "" {
 			info.Options = a
 		}
-		if binary := opts.GetBinaryName(); binary != "" {
+		if binary := opts.BinaryName; binary != "" {
 			if info.Features, err = binaryFeatures(binary); err != nil {
 				return err
 			}
@@ -49,11 +48,7 @@ func Info(name, version, revision string, in io.Reader, out io.Writer) error {
 			return err
 		}
 	}
-	raw, err = proto.Marshal(info)
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(raw)
+	_, err = out.Write(api.Marshal(info))
 	return err
 }
 
@@ -62,7 +57,7 @@ const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features
 
 // binaryFeatures asks an external runtime. One that does not know the command has
 // no features to tell of.
-func binaryFeatures(binary string) (*anypb.Any, error) {
+func binaryFeatures(binary string) (*api.Any, error) {
 	path, err := exec.LookPath(binary)
 	if err != nil {
 		return nil, fmt.Errorf("OCI runtime %s: %w: %w", binary, err, errdefs.ErrNotFound)
@@ -71,5 +66,5 @@ func binaryFeatures(binary string) (*anypb.Any, error) {
 	if err != nil {
 		return nil, nil
 	}
-	return &anypb.Any{TypeUrl: featuresType, Value: out}, nil
+	return &api.Any{TypeUrl: featuresType, Value: out}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
 	"berth/internal/stdio"
@@ -93,6 +94,7 @@ func (p *process) collected(status uint32, at time.Time) {
 
 // report publishes the end of the process and lets those that wait for it go.
 func (p *process) report() {
+	failpoint.Hit("shim.exit.seen")
 	p.c.beforeExit(p)
 	p.mu.Lock()
 	if p.state != deleting {
@@ -106,7 +108,10 @@ func (p *process) report() {
 			p.c.service.log.Warn("the exit status cannot be recorded in the bundle", "container", p.c.id, "error", err)
 		}
 	}
+	failpoint.Hit("shim.exit.before-publish")
 	p.c.service.publish(exitEvent(p.c.id, p.execID, end))
+	failpoint.Hit("shim.exit.published")
+
 	close(p.exited)
 }
 

@@ -8,13 +8,9 @@ import (
 	"sync"
 	"time"
 
-	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
+	"berth/internal/shim/api"
+
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // publisher sends events to the daemon in the order in which they were published.
@@ -26,7 +22,7 @@ type publisher struct {
 	log       *slog.Logger
 
 	mu     sync.Mutex
-	queue  []*types.Envelope
+	queue  []*api.Envelope
 	keep   []bool // parallel to queue: may not be dropped
 	wake   chan struct{}
 	closed bool
@@ -57,16 +53,11 @@ func (p *publisher) publish(e event) {
 	if e.at.IsZero() {
 		e.at = time.Now()
 	}
-	value, err := proto.Marshal(e.body)
-	if err != nil {
-		p.log.Error("an event cannot be encoded", "topic", e.topic, "error", err)
-		return
-	}
-	env := &types.Envelope{
-		Timestamp: timestamppb.New(e.at),
+	env := &api.Envelope{
+		Timestamp: api.Time(e.at),
 		Namespace: p.namespace,
 		Topic:     e.topic,
-		Event:     &anypb.Any{TypeUrl: string(proto.MessageName(e.body)), Value: value},
+		Event:     &api.Any{TypeUrl: e.body.Name(), Value: api.Marshal(e.body)},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,7 +113,7 @@ func (p *publisher) run() {
 	retry := retryMin
 	for {
 		p.mu.Lock()
-		var next *types.Envelope
+		var next *api.Envelope
 		if len(p.queue) > 0 {
 			next = p.queue[0]
 		}
@@ -176,8 +167,8 @@ func (p *publisher) pause(d time.Duration) time.Duration {
 	return min(2*d, retryMax)
 }
 
-func forward(client *ttrpc.Client, env *types.Envelope) error {
+func forward(client *ttrpc.Client, env *api.Envelope) error {
 	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
 	defer cancel()
-	return client.Call(ctx, "containerd.services.events.ttrpc.v1.Events", "Forward", &eventsapi.ForwardRequest{Envelope: env}, &emptypb.Empty{})
+	return client.Call(ctx, "containerd.services.events.ttrpc.v1.Events", "Forward", &api.ForwardRequest{Envelope: env}, &api.Empty{})
 }

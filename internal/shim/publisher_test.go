@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/shim/api"
 
-	"github.com/containerd/containerd/api/events"
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -65,8 +65,8 @@ func next(t *testing.T, c <-chan string) string {
 func TestPublisherWaitsForDaemon(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
 	p := newPublisher(address, "ns", slog.New(slog.DiscardHandler))
-	p.publish(event{topic: "/tasks/create", body: &events.TaskCreate{}})
-	p.publish(event{topic: "/tasks/start", body: &events.TaskStart{}})
+	p.publish(event{topic: "/tasks/create", body: &api.TaskCreate{}})
+	p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
 	p.publish(exitEvent("c", "", object.Exit{}))
 	s := &sink{refuse: 2, got: make(chan string, 10)}
 	s.serve(t, address)
@@ -87,7 +87,7 @@ func TestPublisherKeepsExits(t *testing.T) {
 	p := &publisher{namespace: "ns", log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1), done: make(chan struct{})}
 	p.publish(exitEvent("first", "", object.Exit{}))
 	for range maxQueued + 10 {
-		p.publish(event{topic: "/tasks/start", body: &events.TaskStart{}})
+		p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
 	}
 	p.publish(exitEvent("last", "", object.Exit{}))
 	if len(p.queue) != maxQueued || len(p.keep) != maxQueued {

@@ -10,11 +10,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"berth/internal/failpoint"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -46,9 +46,6 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
-	// One processor does: there is little to do at a time, and each has its caches.
-	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(gcWhenBusy)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
@@ -82,6 +79,7 @@ func Serve(ctx context.Context, cfg Config) error {
 			}
 		case <-end.done:
 			server.Close()
+			failpoint.Hit("shim.end.before-socket")
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()

@@ -10,14 +10,14 @@ import (
 	"syscall"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/ociruntime"
+	"berth/internal/shim/api"
 	"berth/internal/stdio"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // service is the containers of one shim and what may be done with them.
@@ -88,11 +88,12 @@ func (s *service) create(ctx context.Context, req createRequest) (uint32, error)
 		s.forget(c)
 		return 0, err
 	}
-	s.publish(event{topic: "/tasks/create", body: &events.TaskCreate{
-		ContainerID: c.id, Bundle: c.bundle, Rootfs: mountsToProto(req.rootfs), Checkpoint: req.checkpoint, Pid: c.init.pid,
-		IO: &events.TaskIO{Stdin: req.io.Stdin, Stdout: req.io.Stdout, Stderr: req.io.Stderr, Terminal: req.io.Terminal},
+	s.publish(event{topic: "/tasks/create", body: &api.TaskCreate{
+		ContainerID: c.id, Bundle: c.bundle, Rootfs: mountsToAPI(req.rootfs), Checkpoint: req.checkpoint, Pid: c.init.pid,
+		IO: &api.TaskIO{Stdin: req.io.Stdin, Stdout: req.io.Stdout, Stderr: req.io.Stderr, Terminal: req.io.Terminal},
 	}})
 	pid := c.init.pid
+	failpoint.Hit("shim.create.published")
 	c.init.settle(created)
 	return pid, nil
 }
@@ -123,8 +124,9 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 		p.settle(created)
 		return 0, fmt.Errorf("OCI runtime start failed: %w", err)
 	}
+	failpoint.Hit("shim.start.started")
 	p.openInput()
-	s.publish(event{topic: "/tasks/start", body: &events.TaskStart{ContainerID: id, Pid: p.pid}})
+	s.publish(event{topic: "/tasks/start", body: &api.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
 	time.AfterFunc(idleAfter, keepSmall)
 	return p.pid, nil
@@ -136,8 +138,9 @@ func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
 		return 0, fmt.Errorf("OCI runtime exec failed: %w", err)
 	}
 	pid := p.pid
+	failpoint.Hit("shim.exec.started")
 	p.openInput()
-	s.publish(event{topic: "/tasks/exec-started", body: &events.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
+	s.publish(event{topic: "/tasks/exec-started", body: &api.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
 	p.settle(running)
 	return pid, nil
 }
@@ -193,19 +196,22 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 		p.finish(deleting, stopped)
 		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
+	failpoint.Hit("shim.delete.destroyed")
 	c.unwatch()
 	p.release()
 	c.releaseExecs()
 	c.unmount()
+	failpoint.Hit("shim.delete.unmounted")
 	end := p.exit()
-	s.publish(event{topic: "/tasks/delete", body: &events.TaskDelete{
-		ContainerID: id, Pid: end.PID, ExitStatus: end.Status, ExitedAt: timestamppb.New(end.At),
+	s.publish(event{topic: "/tasks/delete", body: &api.TaskDelete{
+		ContainerID: id, Pid: end.PID, ExitStatus: end.Status, ExitedAt: api.Time(end.At),
 	}})
 	p.finish(deleting, deleted)
 	s.mu.Lock()
 	delete(s.containers, id)
 	last := len(s.containers) == 0
 	s.mu.Unlock()
+	failpoint.Hit("shim.delete.deleted")
 	if last {
 		s.left()
 	}
@@ -263,7 +269,7 @@ func (s *service) exec(ctx context.Context, id, execID string, io object.TaskIO,
 	}
 	p.c.execs[execID] = e
 	p.c.mu.Unlock()
-	s.publish(event{topic: "/tasks/exec-added", body: &events.TaskExecAdded{ContainerID: id, ExecID: execID}})
+	s.publish(event{topic: "/tasks/exec-added", body: &api.TaskExecAdded{ContainerID: id, ExecID: execID}})
 	return nil
 }
 
@@ -322,7 +328,7 @@ func (s *service) pause(ctx context.Context, id string) error {
 		return fmt.Errorf("OCI runtime pause failed: %w", err)
 	}
 	p.finish(pausing, paused)
-	s.publish(event{topic: "/tasks/paused", body: &events.TaskPaused{ContainerID: id}})
+	s.publish(event{topic: "/tasks/paused", body: &api.TaskPaused{ContainerID: id}})
 	return nil
 }
 
@@ -336,7 +342,7 @@ func (s *service) resume(ctx context.Context, id string) error {
 		return fmt.Errorf("OCI runtime resume failed: %w", err)
 	}
 	p.finish(resuming, running)
-	s.publish(event{topic: "/tasks/resumed", body: &events.TaskResumed{ContainerID: id}})
+	s.publish(event{topic: "/tasks/resumed", body: &api.TaskResumed{ContainerID: id}})
 	return nil
 }
 
@@ -423,6 +429,6 @@ func (s *service) checkpoint(ctx context.Context, id string, opts ociruntime.Che
 	if err != nil {
 		return fmt.Errorf("OCI runtime checkpoint failed: %w", err)
 	}
-	s.publish(event{topic: "/tasks/checkpointed", body: &events.TaskCheckpointed{ContainerID: id, Checkpoint: opts.ImagePath}})
+	s.publish(event{topic: "/tasks/checkpointed", body: &api.TaskCheckpointed{ContainerID: id, Checkpoint: opts.ImagePath}})
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"os"
 	"unsafe"
 
+	"berth/internal/failpoint"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -40,6 +42,7 @@ const controlFD = 3
 // fields of assignment; the listening socket comes with it (SCM_RIGHTS). The
 // answer is one line of JSON: {"pid":N,"version":3} or {"error":"…"}.
 func ServeSpare(ctx context.Context) error {
+	tune()
 	warm()
 	raw, listener, err := receiveAssignment(controlFD)
 	if errors.Is(err, io.EOF) {
@@ -58,6 +61,7 @@ func ServeSpare(ctx context.Context) error {
 		answer(controlFD, map[string]any{"error": err.Error()})
 		return err
 	}
+	failpoint.Hit("shim.serve.assigned")
 	showCommandLine("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
 	answer(controlFD, map[string]any{"pid": os.Getpid(), "version": 3})
 	return Serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: newLog(os.Stderr, a.Debug)})

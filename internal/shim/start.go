@@ -178,6 +178,7 @@ func ServeInherited(ctx context.Context, f Flags) error {
 	if f.Namespace == "" || f.ID == "" {
 		return errors.New("-namespace and -id are needed: a daemon starts this program, see -h")
 	}
+	tune()
 	file := os.NewFile(3, "socket")
 	listener, err := net.FileListener(file)
 	if err != nil {

@@ -4,20 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"berth/internal/object"
 	"berth/internal/ociruntime"
+	"berth/internal/shim/api"
 
-	task "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/containerd/api/types/runc/options"
-	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // taskNames are the services under which the task API is served. Versions 2 and 3
@@ -27,8 +21,8 @@ var taskNames = [...]string{"containerd.task.v2.Task", "containerd.task.v3.Task"
 // method adapts a typed method to ttrpc.
 func method[Req any, PReq interface {
 	*Req
-	proto.Message
-}, Resp proto.Message](fn func(context.Context, PReq) (Resp, error)) ttrpc.Method {
+	api.Message
+}, Resp api.Message](fn func(context.Context, PReq) (Resp, error)) ttrpc.Method {
 	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
 		req := PReq(new(Req))
 		if err := unmarshal(req); err != nil {
@@ -71,110 +65,93 @@ type taskAPI struct {
 	shutdown func(now bool)
 }
 
-var empty = new(emptypb.Empty)
-
-func (a *taskAPI) State(ctx context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+func (a *taskAPI) State(ctx context.Context, r *api.StateRequest) (*api.StateResponse, error) {
 	p, err := a.s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
 	st := p.snapshot()
-	return &task.StateResponse{
-		ID: r.ID, ExecID: r.ExecID, Bundle: p.c.bundle, Pid: st.PID, Status: tasktypes.Status(st.Status),
+	return &api.StateResponse{
+		ID: r.ID, ExecID: r.ExecID, Bundle: p.c.bundle, Pid: st.PID, Status: uint32(st.Status),
 		Stdin: st.IO.Stdin, Stdout: st.IO.Stdout, Stderr: st.IO.Stderr, Terminal: st.IO.Terminal,
-		ExitStatus: st.Exit.Status, ExitedAt: timestamp(st.Exit),
+		ExitStatus: st.Exit.Status, ExitedAt: api.Time(st.Exit.At),
 	}, nil
 }
 
-func timestamp(e object.Exit) *timestamppb.Timestamp {
-	if e.At.IsZero() {
-		return nil
-	}
-	return timestamppb.New(e.At)
-}
-
-func (a *taskAPI) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+func (a *taskAPI) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
 	opts, err := runcOptions(r.Options)
 	if err != nil {
 		return nil, err
 	}
 	pid, err := a.s.create(ctx, createRequest{
-		id: r.ID, bundle: r.Bundle, rootfs: mountsFromProto(r.Rootfs), checkpoint: r.Checkpoint, options: opts,
+		id: r.ID, bundle: r.Bundle, rootfs: mountsFromAPI(r.Rootfs), checkpoint: r.Checkpoint, options: opts,
 		io: object.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &task.CreateTaskResponse{Pid: pid}, nil
+	return &api.CreateTaskResponse{Pid: pid}, nil
 }
 
 // runcOptions decodes the options of the runtime; nil are the defaults.
-func runcOptions(a *anypb.Any) (*options.Options, error) {
-	o := new(options.Options)
+func runcOptions(a *api.Any) (*api.Options, error) {
+	o := new(api.Options)
 	if a == nil || a.TypeUrl == "" {
 		return o, nil
 	}
-	if !a.MessageIs(o) && a.TypeUrl != string(proto.MessageName(o)) {
-		return nil, fmt.Errorf("options of type %s: this shim takes %s: %w", a.TypeUrl, proto.MessageName(o), errdefs.ErrInvalidArgument)
+	if name := a.TypeUrl[strings.LastIndexByte(a.TypeUrl, '/')+1:]; name != api.OptionsName {
+		return nil, fmt.Errorf("options of type %s: this shim takes %s: %w", name, api.OptionsName, errdefs.ErrInvalidArgument)
 	}
-	if err := proto.Unmarshal(a.Value, o); err != nil {
+	if err := api.Unmarshal(a.Value, o); err != nil {
 		return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return o, nil
 }
 
-func (a *taskAPI) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+func (a *taskAPI) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
 	pid, err := a.s.start(ctx, r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
-	return &task.StartResponse{Pid: pid}, nil
+	return &api.StartResponse{Pid: pid}, nil
 }
 
-func (a *taskAPI) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+func (a *taskAPI) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
 	end, err := a.s.delete(ctx, r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
-	return &task.DeleteResponse{Pid: end.PID, ExitStatus: end.Status, ExitedAt: timestamp(end)}, nil
+	return &api.DeleteResponse{Pid: end.PID, ExitStatus: end.Status, ExitedAt: api.Time(end.At)}, nil
 }
 
-func (a *taskAPI) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+func (a *taskAPI) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
 	infos, err := a.s.pids(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	resp := new(task.PidsResponse)
+	resp := new(api.PidsResponse)
 	for _, i := range infos {
-		info := &tasktypes.ProcessInfo{Pid: i.pid}
+		info := &api.ProcessInfo{Pid: i.pid}
 		if i.execID != "" {
-			if info.Info, err = marshalAny(&options.ProcessDetails{ExecID: i.execID}); err != nil {
-				return nil, err
-			}
+			info.Info = &api.Any{TypeUrl: api.ProcessDetailsName, Value: api.Marshal(&api.ProcessDetails{ExecID: i.execID})}
 		}
 		resp.Processes = append(resp.Processes, info)
 	}
 	return resp, nil
 }
 
-// marshalAny names the type as containerd does: without a host.
-func marshalAny(m proto.Message) (*anypb.Any, error) {
-	value, err := proto.Marshal(m)
-	return &anypb.Any{TypeUrl: string(proto.MessageName(m)), Value: value}, err
+func (a *taskAPI) Pause(ctx context.Context, r *api.PauseRequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.pause(ctx, r.ID)
 }
 
-func (a *taskAPI) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
-	return empty, a.s.pause(ctx, r.ID)
+func (a *taskAPI) Resume(ctx context.Context, r *api.ResumeRequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.resume(ctx, r.ID)
 }
 
-func (a *taskAPI) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
-	return empty, a.s.resume(ctx, r.ID)
-}
-
-func (a *taskAPI) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	o := new(options.CheckpointOptions)
-	if r.Options != nil && len(r.Options.Value) > 0 {
-		if err := proto.Unmarshal(r.Options.Value, o); err != nil {
+func (a *taskAPI) Checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) (*api.Empty, error) {
+	o := new(api.CheckpointOptions)
+	if r.Options != nil {
+		if err := api.Unmarshal(r.Options.Value, o); err != nil {
 			return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -185,78 +162,86 @@ func (a *taskAPI) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest)
 	if image == "" {
 		return nil, fmt.Errorf("a checkpoint needs a directory to be written to: %w", errdefs.ErrInvalidArgument)
 	}
-	return empty, a.s.checkpoint(ctx, r.ID, ociruntime.CheckpointOptions{
+	return new(api.Empty), a.s.checkpoint(ctx, r.ID, ociruntime.CheckpointOptions{
 		ImagePath: image, WorkPath: o.WorkPath, ParentPath: o.ParentPath, Exit: o.Exit, OpenTCP: o.OpenTcp,
 		ExternalUnixSockets: o.ExternalUnixSockets, Terminal: o.Terminal, FileLocks: o.FileLocks,
 		EmptyNamespaces: o.EmptyNamespaces, CgroupsMode: o.CgroupsMode,
 	})
 }
 
-func (a *taskAPI) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
-	return empty, a.s.kill(ctx, r.ID, r.ExecID, r.Signal, r.All)
+func (a *taskAPI) Kill(ctx context.Context, r *api.KillRequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.kill(ctx, r.ID, r.ExecID, r.Signal, r.All)
 }
 
-func (a *taskAPI) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+func (a *taskAPI) Exec(ctx context.Context, r *api.ExecProcessRequest) (*api.Empty, error) {
 	io := object.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
-	return empty, a.s.exec(ctx, r.ID, r.ExecID, io, r.GetSpec().GetValue())
+	return new(api.Empty), a.s.exec(ctx, r.ID, r.ExecID, io, value(r.Spec))
 }
 
-func (a *taskAPI) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
-	return empty, a.s.resize(r.ID, r.ExecID, r.Width, r.Height)
+func (a *taskAPI) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.resize(r.ID, r.ExecID, r.Width, r.Height)
 }
 
-func (a *taskAPI) CloseIO(ctx context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
-	return empty, a.s.closeIO(r.ID, r.ExecID, r.Stdin)
+func (a *taskAPI) CloseIO(ctx context.Context, r *api.CloseIORequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.closeIO(r.ID, r.ExecID, r.Stdin)
 }
 
-func (a *taskAPI) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
-	return empty, a.s.update(ctx, r.ID, r.GetResources().GetValue())
+func (a *taskAPI) Update(ctx context.Context, r *api.UpdateTaskRequest) (*api.Empty, error) {
+	return new(api.Empty), a.s.update(ctx, r.ID, value(r.Resources))
 }
 
-func (a *taskAPI) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+func (a *taskAPI) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitResponse, error) {
 	end, err := a.s.wait(ctx, r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
 	}
-	return &task.WaitResponse{ExitStatus: end.Status, ExitedAt: timestamp(end)}, nil
+	return &api.WaitResponse{ExitStatus: end.Status, ExitedAt: api.Time(end.At)}, nil
 }
 
-func (a *taskAPI) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
-	typeURL, value, err := a.s.stats(r.ID)
+func (a *taskAPI) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsResponse, error) {
+	typeURL, raw, err := a.s.stats(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: typeURL, Value: value}}, nil
+	return &api.StatsResponse{Stats: &api.Any{TypeUrl: typeURL, Value: raw}}, nil
 }
 
-func (a *taskAPI) Connect(ctx context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
-	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v2"}
+func (a *taskAPI) Connect(ctx context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
+	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v2"}
 	if c, err := a.s.container(r.ID); err == nil {
 		resp.TaskPid = c.init.snapshot().PID
 	}
 	return resp, nil
 }
 
-func (a *taskAPI) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+func (a *taskAPI) Shutdown(ctx context.Context, r *api.ShutdownRequest) (*api.Empty, error) {
 	// Compat: a shim that has other containers stays, and says nothing.
 	if a.s.empty() || r.Now {
 		a.shutdown(r.Now)
 	}
-	return empty, nil
+	return new(api.Empty), nil
 }
 
-func mountsFromProto(mounts []*types.Mount) []object.Mount {
+// value of an Any that may be absent.
+func value(a *api.Any) []byte {
+	if a == nil {
+		return nil
+	}
+	return a.Value
+}
+
+func mountsFromAPI(mounts []*api.Mount) []object.Mount {
 	out := make([]object.Mount, len(mounts))
 	for i, m := range mounts {
-		out[i] = object.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()}
+		out[i] = object.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
 	}
 	return out
 }
 
-func mountsToProto(mounts []object.Mount) []*types.Mount {
-	out := make([]*types.Mount, len(mounts))
+func mountsToAPI(mounts []object.Mount) []*api.Mount {
+	out := make([]*api.Mount, len(mounts))
 	for i, m := range mounts {
-		out[i] = &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+		out[i] = &api.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
 	}
 	return out
 }

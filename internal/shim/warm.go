@@ -2,22 +2,15 @@ package shim
 
 import (
 	"encoding/json"
+	"runtime"
 	"runtime/debug"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
-	task "github.com/containerd/containerd/api/runtime/task/v2"
-	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // warm has the codecs learn the types that making a container needs, which takes
@@ -32,19 +25,11 @@ func warm() {
 	_, _ = json.Marshal(&libcontainer.State{BaseState: libcontainer.BaseState{Config: configs.Config{
 		Mounts: []*configs.Mount{{}}, Namespaces: configs.Namespaces{{}}, Seccomp: &configs.Seccomp{Syscalls: []*configs.Syscall{{}}},
 	}}})
-	for _, m := range []proto.Message{
-		&ttrpc.Request{Metadata: []*ttrpc.KeyValue{{}}}, &ttrpc.Response{}, &emptypb.Empty{},
-		&task.CreateTaskRequest{Rootfs: []*types.Mount{{}}, Options: &anypb.Any{}}, &task.CreateTaskResponse{},
-		&task.StartRequest{}, &task.StartResponse{}, &task.WaitRequest{}, &task.WaitResponse{ExitedAt: &timestamppb.Timestamp{}},
-		&task.DeleteRequest{}, &task.DeleteResponse{}, &task.StateRequest{}, &task.StateResponse{}, &options.Options{},
-		&eventsapi.ForwardRequest{Envelope: &types.Envelope{}},
-		&events.TaskCreate{IO: &events.TaskIO{}}, &events.TaskStart{}, &events.TaskExit{}, &events.TaskDelete{},
-	} {
+	for _, m := range []proto.Message{&ttrpc.Request{Metadata: []*ttrpc.KeyValue{{}}}, &ttrpc.Response{}} {
 		if raw, err := proto.Marshal(m); err == nil {
 			_ = proto.Unmarshal(raw, m)
 		}
 	}
-
 }
 
 // Memory. While a container is made and started, garbage is left lying: collecting
@@ -55,6 +40,13 @@ const (
 	gcWhenIdle = 40
 	idleAfter  = time.Second
 )
+
+// tune comes before anything is done.
+func tune() {
+	// One processor does: there is little to do at a time, and each has its caches.
+	runtime.GOMAXPROCS(1)
+	debug.SetGCPercent(gcWhenBusy)
+}
 
 // keepSmall is called when a container has started.
 func keepSmall() {

@@ -41,9 +41,10 @@ func splice(dst, src *os.File) error {
 			full = false
 			werr := out.Control(func(wfd uintptr) {
 				if move(rfd, wfd) {
-					// One of them cannot; if src has something, it is dst.
-					waiting, ierr := unix.IoctlGetInt(int(rfd), unix.TIOCINQ)
-					full = ierr == nil && waiting > 0
+					// One of them cannot; if src has something, or is at its end, it is dst.
+					poll := []unix.PollFd{{Fd: int32(rfd), Events: unix.POLLIN}}
+					n, perr := unix.Poll(poll, 0)
+					full = perr == nil && n > 0
 				}
 			})
 			if werr != nil {

@@ -222,6 +222,47 @@ func TestInput(t *testing.T) {
 	}
 }
 
+// The client's end comes while the process has not read what is before it.
+func TestInputEndsWhileFull(t *testing.T) {
+	in := fifo(t, "in")
+	s := open(t, object.TaskIO{Stdin: in})
+	i, _, _ := s.Child()
+	i = own(t, i)
+	defer i.Close()
+	s.Started()
+	if err := s.Input(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Exactly what the pipe holds: the rest of the stream is its end alone.
+	full := strings.Repeat("x", 64<<10)
+	io.WriteString(client, full)
+	for {
+		n, err := unix.IoctlGetInt(int(i.Fd()), unix.TIOCINQ)
+		if err != nil || n == len(full) {
+			break
+		}
+	}
+	if err := s.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	// The copier has seen the end when it sleeps again, which nobody can see: give
+	// it the time.
+	time.Sleep(20 * time.Millisecond) // deliberate: see above
+	got := make(chan int, 1)
+	go func() {
+		b, _ := io.ReadAll(i)
+		got <- len(b)
+	}()
+	if n := await(t, got); n != len(full) {
+		t.Errorf("%d bytes came, want %d", n, len(full))
+	}
+}
+
 func TestInputOfNobody(t *testing.T) {
 	in := fifo(t, "in")
 	s := open(t, object.TaskIO{Stdin: in})
@@ -287,7 +328,7 @@ func TestLogger(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the logger does not end")
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // deliberate: an orphan, its end cannot be waited for
 	}
 	var ws unix.WaitStatus
 	unix.Wait4(-1, &ws, 0, nil) // it is an orphan, which the shim would reap

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"berth/internal/failpoint"
 	"berth/internal/mount"
 	"berth/internal/task/shimconn"
 
@@ -126,6 +127,7 @@ func (b bundle) create(spec []byte, rootGID int) (err error) {
 	if err := os.Mkdir(b.file(rootfsName), 0o711); err != nil {
 		return fmt.Errorf("make rootfs directory: %w", err)
 	}
+	failpoint.Hit("task.create.rootfs-made")
 	if err := b.createWork(); err != nil {
 		return err
 	}
@@ -189,6 +191,7 @@ func (b bundle) remove(later func(func())) error {
 	if err != nil && !isGone(err) {
 		return fmt.Errorf("remove rootfs directory: %w", err)
 	}
+	failpoint.Hit("task.remove.rootfs-removed")
 	var doomed []string
 	for _, dir := range []string{b.path, b.work} {
 		hidden, err := hide(dir)
@@ -198,6 +201,7 @@ func (b bundle) remove(later func(func())) error {
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("task.remove.hidden")
 		doomed = append(doomed, hidden)
 	}
 	if later == nil {
@@ -214,6 +218,7 @@ func removeAll(paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		errs = append(errs, os.RemoveAll(p))
+		failpoint.Hit("task.remove.removed")
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
 	"berth/internal/wire"
@@ -105,7 +106,9 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 	if err := t.bundle.create(p.spec, p.rootGID); err != nil {
 		return 0, nil, err
 	}
+	failpoint.Hit("task.create.bundle-made")
 	s, err := m.provide(ctx, t, p)
+	failpoint.Hit("task.create.shim-ready")
 	if err != nil {
 		m.discard(t)
 		return 0, nil, err
@@ -128,6 +131,9 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		// binary, which was asked for its address, speaks of version 3.
 		err = s.call(ctx, t.key, "Create", req, &resp)
 	}
+	if ferr := failpoint.Hit("task.create.created"); ferr != nil {
+		err = ferr
+	}
 	if err != nil {
 		m.undo(t, s, p)
 		return 0, nil, err
@@ -144,6 +150,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 	call, cancelCall := context.WithTimeout(ctx, loadTimeout)
 	err := s.call(call, t.key, "Delete", &taskapi.DeleteRequest{ID: t.id}, &taskapi.DeleteResponse{})
 	cancelCall()
+	failpoint.Hit("task.undo.deleted")
 	orderly := err == nil || errdefs.IsNotFound(err) && !s.isDead()
 	if alone {
 		if orderly {

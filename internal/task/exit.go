@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 )
 
@@ -53,6 +54,7 @@ func (m *Manager) bury(t *task) {
 	pid := t.pid
 	m.mu.Unlock()
 	exit, err := m.runDelete(ctx, binary, t)
+	failpoint.Hit("task.bury.cleaned")
 	if err != nil {
 		m.log.Warn("dead shim not cleaned up by its delete command", "namespace", t.namespace, "id", t.id, "error", err)
 		exit = object.Exit{Status: exitUnknown}
@@ -71,6 +73,7 @@ func (m *Manager) bury(t *task) {
 // reports it.
 func (m *Manager) conclude(ctx context.Context, t *task, exit object.Exit) {
 	m.discard(t)
+	failpoint.Hit("task.bury.before-report")
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskExit(t.id, "", exit))
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskDelete(t.id, "", exit))
 	m.forget(t, exit)

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/wire"
 
@@ -47,6 +48,7 @@ func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid 
 	if err := t.call(ctx, "Start", &taskapi.StartRequest{ID: id, ExecID: execID}, &resp); err != nil {
 		return 0, err
 	}
+	failpoint.Hit("task.start.started")
 	if t.shim.own && execID == "" {
 		m.replenish(t.shim.binary)
 	}
@@ -141,6 +143,7 @@ func (m *Manager) listed(ctx context.Context, t *task) *object.Process {
 
 // Kill sends a signal, to all processes of the container when all is set.
 func (m *Manager) Kill(ctx context.Context, namespace, id, execID string, signal uint32, all bool) error {
+	failpoint.Hit("task.kill.before")
 	return m.do(ctx, namespace, id, "Kill", &taskapi.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
 }
 
@@ -279,6 +282,7 @@ func (m *Manager) Delete(ctx context.Context, namespace, id, execID string) (obj
 	// An answer NotFound while no other Delete is under way: the shim deleted
 	// it for an earlier daemon, which could not tell. The rest follows now.
 	mine := t.phase == alive && (err == nil || missing && others == 0)
+	failpoint.Hit("task.delete.answered")
 	if mine {
 		t.phase = ending
 	}
@@ -319,6 +323,7 @@ func (m *Manager) finish(t *task, exit object.Exit) {
 		}
 	}
 	m.discard(t)
+	failpoint.Hit("task.delete.bundle-gone")
 	m.forget(t, exit)
 	if !last {
 		return

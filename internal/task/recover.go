@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"berth/internal/events"
+	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
 
@@ -174,6 +175,7 @@ func (m *Manager) adoptTask(t *task) {
 	if data, err := readSmall(t.bundle.file(binaryPathFile)); err == nil {
 		binary = string(data)
 	}
+	failpoint.Hit("task.recover.found")
 	boot, err := t.bundle.readBootstrap()
 	if err != nil {
 		if !isGone(err) {
@@ -226,6 +228,7 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 	if errdefs.IsNotImplemented(err) && s.version.CompareAndSwap(3, 2) {
 		who, err = s.learnProcess(ctx, t)
 	}
+	failpoint.Hit("task.recover.connected")
 	t.shim = s
 	var p object.Process
 	if err == nil || errdefs.IsNotFound(err) {
@@ -259,6 +262,7 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 func (m *Manager) dropHalfMade(t *task) {
 	m.endStray(t, "unix://"+m.socketPath(t.namespace, t.id))
 	t.bundle.killShims()
+	failpoint.Hit("task.recover.half-made-ended")
 	m.discard(t)
 	m.forget(t, object.Exit{})
 }

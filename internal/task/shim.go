@@ -175,6 +175,9 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 		s.mu.Lock()
 		c := s.conn
 		s.mu.Unlock()
+		if c == nil { // nobody listened when it was to be adopted
+			return s.unreachable(k)
+		}
 		err := c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
 		if err == nil {
 			return nil

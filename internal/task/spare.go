@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"berth/internal/failpoint"
 	"berth/internal/task/shimconn"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -239,6 +240,7 @@ func (m *Manager) startOwn(ctx context.Context, t *task, p plan, e edition) (*sh
 	if err := t.bundle.writeBootstrap(boot); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("task.create.bootstrap-written")
 	s, fresh, err := m.claim(ctx, t, boot, p.binary)
 	if err != nil || !fresh {
 		return s, err
@@ -256,6 +258,7 @@ func (m *Manager) startOwn(ctx context.Context, t *task, p plan, e edition) (*sh
 		return nil, err
 	}
 	defer unix.Close(listener)
+	failpoint.Hit("task.create.listening")
 	if err := m.serve(ctx, t, s, e, listener); err != nil {
 		m.removeSocket(path)
 		m.fail(s, err)
@@ -273,11 +276,13 @@ func (m *Manager) serve(ctx context.Context, t *task, s *shim, e edition, listen
 			return err
 		}
 	}
+	failpoint.Hit("task.create.shim-started")
 	err := sp.assign(assignment{
 		Namespace: t.namespace, ID: t.id, Bundle: t.bundle.path,
 		Address: m.opts.Address, TTRPCAddress: m.opts.TTRPCAddress,
 		Socket: s.address, Debug: m.debug,
 	}, listener)
+	failpoint.Hit("task.create.assigned")
 	if err == nil {
 		err = s.open(ctx)
 	}

@@ -11,8 +11,10 @@ import (
 
 	"berth/internal/events"
 	"berth/internal/object"
+	"berth/internal/task/shimconn"
 
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -106,3 +108,17 @@ func testLog(w io.Writer, got chan<- struct{}) *slog.Logger {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A shim at whose address nobody listened when it was to be adopted has never had
+// a connection: a call that comes meanwhile is told that it has died.
+func TestCallToShimNeverConnected(t *testing.T) {
+	m, _ := newManager(t)
+	s := m.newShim("unix:///nowhere", "ttrpc", "", shimconn.NewestVersion)
+	m.shims[s.address] = s
+	m.fail(s, errdefs.ErrUnavailable)
+	tk := m.newTask(key{"ns", "c"}, recovering)
+	tk.shim = s
+	if _, err := tk.state(t.Context(), ""); !errdefs.IsNotFound(err) {
+		t.Errorf("state: %v, want NotFound", err)
+	}
+}

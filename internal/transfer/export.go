@@ -17,7 +17,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	distref "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -191,8 +190,8 @@ func (e *export) dockerTag(ctx context.Context, desc ispec.Descriptor, name stri
 		e.docker[desc.Digest], e.order = di, append(e.order, desc.Digest)
 	}
 	// A name that Docker would not take is left out there; index.json has it.
-	if named, err := distref.ParseNormalizedNamed(name); err == nil {
-		di.RepoTags = append(di.RepoTags, distref.FamiliarString(distref.TagNameOnly(named)))
+	if n, err := image.ParseDockerName(name); err == nil {
+		di.RepoTags = append(di.RepoTags, n.Tagged().Familiar())
 	}
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	distref "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -158,12 +157,15 @@ func (i *importer) dockerImage(ctx context.Context, a *archiveContents, img arch
 	}
 	var out []ispec.Descriptor
 	for _, tag := range img.RepoTags {
-		named, err := distref.ParseDockerRef(tag)
+		n, err := image.ParseDockerName(tag)
 		if err != nil {
-			return nil, fmt.Errorf("name %.512q: %w: %w", tag, err, errdefs.ErrInvalidArgument)
+			return nil, err
+		}
+		if n = n.Tagged(); n.Digest != "" {
+			n.Tag = ""
 		}
 		d := desc
-		d.Annotations = map[string]string{image.AnnotationName: named.String(), ispec.AnnotationRefName: refName(named.String())}
+		d.Annotations = map[string]string{image.AnnotationName: n.String(), ispec.AnnotationRefName: refName(n.String())}
 		out = append(out, d)
 	}
 	return out, nil

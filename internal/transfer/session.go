@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"berth/internal/content"
+	"berth/internal/failpoint"
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
@@ -62,6 +63,7 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 		end = func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 			defer cancel()
+			failpoint.Hit("transfer.before-end")
 			// A lease that stays behind expires.
 			_ = leases.Delete(ctx, lease, false)
 		}
@@ -199,6 +201,9 @@ func (x *session) mustSync(name string, sn snapshot.Backend) {
 func (x *session) barrier(ctx context.Context) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if err := failpoint.Hit("transfer.before-barrier"); err != nil {
+		return err
+	}
 	for name, s := range x.syncers {
 		if err := s.Sync(ctx); err != nil {
 			return fmt.Errorf("bring the layers in %s to the disk: %w", name, err)
@@ -210,6 +215,7 @@ func (x *session) barrier(ctx context.Context) error {
 
 // record makes or replaces an image record.
 func (x *session) record(ctx context.Context, img object.Image) (object.Image, error) {
+	failpoint.Hit("transfer.before-record")
 	for {
 		out, err := x.stores.Images.Create(ctx, img)
 		if !errdefs.IsAlreadyExists(err) {

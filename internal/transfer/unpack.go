@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"berth/internal/diff"
+	"berth/internal/failpoint"
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
@@ -70,6 +71,7 @@ func (x *session) unpackChain(ctx context.Context, snapshotter string, config is
 		return err
 	}
 	x.mustSync(name, sn)
+	failpoint.Hit("transfer.chain.before-label")
 	// The config keeps the chain as long as the image is there.
 	return x.addLabels(ctx, config.Digest, map[string]string{image.SnapshotLabel(name): c.ids[len(c.ids)-1].String()})
 }
@@ -174,7 +176,9 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 	if exists {
 		return c.complete(ctx, i)
 	}
+	failpoint.Hit("transfer.layer.prepared")
 	out, err := l.unpack(ctx)
+	failpoint.Hit("transfer.layer.unpacked")
 	slot.release()
 	if err == nil {
 		err = l.commit(ctx, out)
@@ -182,6 +186,7 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 	if err != nil {
 		return first(err, undo(ctx, l.remove))
 	}
+	failpoint.Hit("transfer.layer.committed")
 	l.job.done("extracted")
 	return nil
 }

@@ -226,8 +226,8 @@ func TestExecKillPause(t *testing.T) {
 	for i := range 5 {
 		p := *spec.Process
 		p.Args = []string{"sh", "-c", fmt.Sprintf("echo exec %d; exit %d", i, i)}
-		var out bytes.Buffer
-		ex, err := task.Exec(ctx, fmt.Sprint("e", i), &p, cio.NewCreator(cio.WithStreams(strings.NewReader(""), &out, &out)))
+		var out, errOut bytes.Buffer
+		ex, err := task.Exec(ctx, fmt.Sprint("e", i), &p, cio.NewCreator(cio.WithStreams(strings.NewReader(""), &out, &errOut)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,8 @@
 //	mkimage [-serve REPO:TAG] [-o FILE] [-c COMPRESSION] [-type TYPE] [-platforms LIST] [LAYER...]
 //	                                builds an image of busybox and tars, or of layers such as :features (build_test.go)
 //	terminal FILE COMMAND...        runs the command on a terminal and has the conversation of the file (terminal_test.go)
+//	faulty start|private|tls        starts a registry in the test, $FAULTY is its host:port; it has app:1
+//	faulty well|FAULT               how that registry answers from now on
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
 //
 // and the conditions [root], [overlay], [restarts] (in the second of the two

@@ -81,7 +81,7 @@ func runScripts(t *testing.T, restarts bool) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               func(env *testscript.Env) error { return setup(t, env, restarts) },
+		Setup:               func(env *testscript.Env) error { return setup(env, restarts) },
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "root":
@@ -103,6 +103,7 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
+			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"exits":    cmdExits,
 			"fake":     cmdFake,
@@ -123,22 +124,25 @@ type machine struct {
 	dir       string
 	namespace string
 	restarts  bool
-	outer     *testing.T             // its cleanup stops fake
 	fake      *registrytest.Registry // nil until the script asks for it
 
 	mu       sync.Mutex // guards the processes
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
+
+	// Of the registry that can misbehave: see cmdFaulty.
+	faulty      *registrytest.Registry
+	faultyLayer string // a part of the layer's path
 }
 
 const machineKey = "machine"
 
-func setup(t *testing.T, env *testscript.Env, restarts bool) error {
+func setup(env *testscript.Env, restarts bool) error {
 	// Cgroups and the runtime's state are the host's: a namespace of its own
 	// keeps one script's containers from another's.
 	namespace := strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-")
-	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts, outer: t}
+	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
 	}

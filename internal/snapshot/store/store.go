@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"berth/internal/boltx"
+	"berth/internal/failpoint"
 	"berth/internal/filter"
 	"berth/internal/object"
 	"berth/internal/snapshot"
@@ -181,7 +182,12 @@ func (s *Store) Create(ctx context.Context, kind object.SnapshotKind, key, paren
 	if err := fill(dir, snap); err != nil {
 		return Snapshot{}, fmt.Errorf("snapshot %q: %w", key, err)
 	}
+	if err := failpoint.Hit("snapshot.create.filled"); err != nil {
+		return Snapshot{}, err
+	}
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error { return insert(tx, record{id: id, info: snap.Info}) })
+	failpoint.Hit("snapshot.create.recorded")
+
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -264,7 +270,12 @@ func (s *Store) Commit(ctx context.Context, name, key string, opts snapshot.Comm
 		return fmt.Errorf("commit snapshot %q: measure its usage: %w", key, err)
 	}
 	c.usage = usage
-	return s.db.Update(ctx, c.run)
+	if err := failpoint.Hit("snapshot.commit.measured"); err != nil {
+		return err
+	}
+	err = s.db.Update(ctx, c.run)
+	failpoint.Hit("snapshot.commit.recorded")
+	return err
 }
 
 type commit struct {
@@ -412,6 +423,7 @@ func (s *Store) Cleanup(ctx context.Context) error {
 		if _, ok := keep[name]; ok {
 			continue
 		}
+		failpoint.Hit("snapshot.cleanup.before-files")
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			errs = append(errs, fmt.Errorf("clean up snapshots: %w", err))
 		}
