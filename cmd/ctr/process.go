@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -201,13 +202,18 @@ func (pio *processIO) finish() {
 // context, from then on they are the process's.
 type foreground struct {
 	signals chan os.Signal
+	hold    chan struct{}
 	forward chan func(syscall.Signal)
 }
+
+// starting keeps signals for the process, whose output may be seen before its
+// start returns, until started is called. A second interrupt ends the context.
+func (f *foreground) starting() { f.hold <- struct{}{} }
 
 // interruptible is a context that an interrupt ends until started is called.
 func interruptible(ctx context.Context) (context.Context, *foreground, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	f := &foreground{signals: make(chan os.Signal, 128), forward: make(chan func(syscall.Signal))}
+	f := &foreground{signals: make(chan os.Signal, 128), hold: make(chan struct{}), forward: make(chan func(syscall.Signal))}
 	signal.Notify(f.signals)
 	stopped := make(chan struct{})
 	go func() {
@@ -217,11 +223,25 @@ func interruptible(ctx context.Context) (context.Context, *foreground, context.C
 				cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
 			}
 		}
+		var held []syscall.Signal
 		for {
 			select {
 			case sig := <-f.signals:
 				handle(sig.(syscall.Signal))
+			case <-f.hold:
+				interrupt := handle
+				handle = func(sig syscall.Signal) {
+					if slices.Contains(held, sig) {
+						interrupt(sig)
+						return
+					}
+					held = append(held, sig)
+				}
 			case handle = <-f.forward:
+				for _, sig := range held {
+					handle(sig)
+				}
+				held = nil
 			case <-stopped:
 				return
 			}
@@ -257,6 +277,7 @@ func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, b
 		if pio.con != nil && p.execID == "" {
 			p.resize(ctx, pio.con)
 		}
+		f.starting()
 		err = p.start(ctx)
 	}
 	if err != nil {

@@ -7,15 +7,20 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"berth/internal/fsx"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // lockFile, in root and in state, is locked by the daemon that uses them and
 // has its PID.
 const lockFile = "berth.lock"
+
+// lockPatience is how long a lock may outlive the daemon that took it.
+const lockPatience = 5 * time.Second
 
 // lockDir makes sure that no other daemon uses a directory.
 // errdefs.ErrAlreadyExists names the one that does. The lock goes with the
@@ -23,6 +28,12 @@ const lockFile = "berth.lock"
 func lockDir(dir string) (unlock func() error, err error) {
 	path := filepath.Join(dir, lockFile)
 	unlock, err = fsx.TryLock(path)
+	// A daemon that was killed while it started a program leaves a child that
+	// holds the lock until its exec.
+	for end := time.Now().Add(lockPatience); errdefs.IsUnavailable(err) && !alive(path) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		unlock, err = fsx.TryLock(path)
+	}
 	if errdefs.IsUnavailable(err) {
 		return nil, fmt.Errorf("%s is in use by %s; stop it, or choose other directories with --root and --state: %w", dir, holder(path), errdefs.ErrAlreadyExists)
 	}
@@ -36,14 +47,28 @@ func lockDir(dir string) (unlock func() error, err error) {
 	return unlock, nil
 }
 
-func holder(path string) string {
+// owner is the PID that a lock file has, 0 when it has none.
+func owner(path string) int {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return "another daemon"
+		return 0
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	if err != nil {
-		return "another daemon"
+		return 0
 	}
-	return process(pid)
+	return pid
+}
+
+// alive tells whether the daemon that took the lock may still run.
+func alive(path string) bool {
+	pid := owner(path)
+	return pid <= 0 || !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+}
+
+func holder(path string) string {
+	if pid := owner(path); pid > 0 {
+		return process(pid)
+	}
+	return "another daemon"
 }

@@ -24,7 +24,7 @@ import (
 func cmdFake(ts *testscript.TestScript, neg bool, args []string) {
 	m := of(ts)
 	if len(args) == 0 {
-		m.fake = registrytest.New(m.outer)
+		m.fake = registrytest.New(tb{ts: ts})
 		ts.Setenv("FAKE", m.fake.Host)
 		return
 	}

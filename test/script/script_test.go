@@ -81,7 +81,7 @@ func runScripts(t *testing.T, restarts bool) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               func(env *testscript.Env) error { return setup(t, env, restarts) },
+		Setup:               func(env *testscript.Env) error { return setup(env, restarts) },
 		Condition: func(cond string) (bool, error) {
 			switch cond {
 			case "root":
@@ -124,7 +124,6 @@ type machine struct {
 	dir       string
 	namespace string
 	restarts  bool
-	outer     *testing.T             // its cleanup stops fake
 	fake      *registrytest.Registry // nil until the script asks for it
 
 	mu       sync.Mutex // guards the processes
@@ -139,11 +138,11 @@ type machine struct {
 
 const machineKey = "machine"
 
-func setup(t *testing.T, env *testscript.Env, restarts bool) error {
+func setup(env *testscript.Env, restarts bool) error {
 	// Cgroups and the runtime's state are the host's: a namespace of its own
 	// keeps one script's containers from another's.
 	namespace := strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-")
-	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts, outer: t}
+	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
 	}
