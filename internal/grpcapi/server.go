@@ -65,6 +65,13 @@ type Server struct {
 	stop context.CancelCauseFunc
 }
 
+// Windows of HTTP/2 flow control, in bytes: what a client may have under way on
+// one stream, and on all.
+const (
+	streamWindow = 1 << 20
+	connWindow   = 4 << 20
+)
+
 // NewServer makes a server; serverOptions are added to its own. The caller
 // serves it and shuts it down.
 func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
@@ -74,6 +81,10 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 		around.activity = func(bool) {}
 	}
 	s := grpc.NewServer(append([]grpc.ServerOption{
+		// Fixed windows: estimating them costs a ping and its answer with nearly
+		// every call, and there is no distance on a unix socket to estimate.
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connWindow),
 		grpc.ChainUnaryInterceptor(around.unary),
 		grpc.ChainStreamInterceptor(around.stream),
 	}, serverOptions...)...)
