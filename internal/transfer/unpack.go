@@ -82,12 +82,12 @@ func (c *chain) run(ctx context.Context) error {
 	}
 	missing := len(c.layers)
 	for ; missing > 0; missing-- {
-		_, err := c.sn.Stat(ctx, c.ids[missing-1].String())
-		if err == nil {
-			break
-		}
-		if !errdefs.IsNotFound(err) {
+		there, err := holds(ctx, c.sn, c.ids[missing-1].String())
+		if err != nil {
 			return err
+		}
+		if there {
+			break
 		}
 	}
 	// The largest layers begin first: they take longest, and beside them the
@@ -248,6 +248,36 @@ func (l *layerWork) snapshotLabels() map[string]string {
 	return labels
 }
 
+// holds tells whether the committed snapshot is there, and then has the transfer's
+// lease hold it, with its parents: what an earlier transfer left is garbage until
+// an image names it, and may go at any time. To be told that what one is about to
+// prepare is there already is how a lease takes hold of it.
+func holds(ctx context.Context, sn snapshot.Snapshotter, id string) (bool, error) {
+	there := func() (bool, error) {
+		_, err := sn.Stat(ctx, id)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+	if ok, err := there(); !ok {
+		return false, err
+	}
+	key := "hold-" + rand.Text()[:16] + " " + id
+	_, err := sn.Prepare(ctx, key, "", map[string]string{snapshot.LabelRef: id})
+	if errdefs.IsAlreadyExists(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("hold snapshot %s: %w", id, err)
+	}
+	// It has gone meanwhile, or the snapshotter knows no leases.
+	if err := sn.Remove(context.WithoutCancel(ctx), key); err != nil {
+		return false, err
+	}
+	return there()
+}
+
 // prepare makes the active snapshot; exists tells that the committed one is there.
 func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
 	id := l.ids[l.i].String()
@@ -258,10 +288,8 @@ func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
 		}
 	}
 	for range 3 {
-		if _, err := l.sn.Stat(ctx, id); err == nil {
-			return true, nil
-		} else if !errdefs.IsNotFound(err) {
-			return false, err
+		if there, err := holds(ctx, l.sn, id); err != nil || there {
+			return there, err
 		}
 		key := "extract-" + rand.Text()[:16] + " " + id
 		l.mounts, err = l.sn.Prepare(ctx, key, parent, l.snapshotLabels())
