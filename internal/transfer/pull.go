@@ -182,6 +182,15 @@ func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]b
 		return l
 	}
 	if event == "already exists" {
+		held, err := p.exists(ctx, desc.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if !held {
+			event = "complete" // it has gone since it was read, and is written again
+		}
+	}
+	if event == "already exists" {
 		err = p.updateLabels(ctx, desc.Digest, labels)
 	} else {
 		err = p.writeBytes(ctx, desc, doc, labels(nil))

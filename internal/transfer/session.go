@@ -179,13 +179,35 @@ func (x *session) addLabels(ctx context.Context, d digest.Digest, labels map[str
 	return err
 }
 
-// exists tells whether a blob is in the store.
+// exists tells whether a blob is in the store, and then has the transfer's lease
+// hold it: what an earlier transfer left is garbage until an image names it, and may
+// go at any time. To be told that what one is about to write is there already is how
+// a lease takes hold of it.
 func (x *session) exists(ctx context.Context, d digest.Digest) (bool, error) {
-	_, err := x.stores.Content.Info(ctx, d)
-	if errdefs.IsNotFound(err) {
-		return false, nil
+	there := func() (bool, error) {
+		_, err := x.stores.Content.Info(ctx, d)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
 	}
-	return err == nil, err
+	if ok, err := there(); !ok {
+		return false, err
+	}
+	ref := "hold-" + rand.Text()[:16] + "-" + d.String()
+	w, err := x.stores.Content.Writer(ctx, content.WriteOptions{Ref: ref, Expected: d})
+	if errdefs.IsAlreadyExists(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("hold %s: %w", d, err)
+	}
+	// It has gone meanwhile.
+	w.Close()
+	if err := x.stores.Content.Abort(context.WithoutCancel(ctx), ref); err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	return there()
 }
 
 // mustSync notes that a snapshotter holds files that must reach the disk.
