@@ -49,7 +49,6 @@ var floors = map[string]int{
 	"par":        1,
 	"cleanup":    1,
 	"metrics":    1,
-	"trace/otlp": 1,
 	"trace":      0,
 	"failpoint":  0,
 	"object":     0,

@@ -79,7 +79,9 @@ func TestFieldsExist(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := &Containers{
-				List: func(context.Context) ([]Container, error) { return []Container{{"ns", "b\"", "rt"}, {"ns", "a", "rt"}}, nil },
+				List: func(context.Context) ([]Container, error) {
+					return []Container{{"ns", "b\"", "rt"}, {"ns", "a", "rt"}}, nil
+				},
 				Stats: func(context.Context, string, string) (object.Any, time.Time, error) {
 					return object.Any{TypeURL: "io.containerd.cgroups." + name + ".Metrics", Value: data}, time.Now(), nil
 				},
