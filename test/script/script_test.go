@@ -109,6 +109,14 @@ func runScripts(t *testing.T, restarts bool) {
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
 			"terminal": cmdTerminal,
+			"signal":   cmdSignal,
+			"ports":    cmdPorts,
+			"get":      cmdGet,
+			"inherit":  cmdInherit,
+			"notify":   cmdNotify,
+			"certs":    cmdCerts,
+			"dial":     cmdDial,
+			"owner":    cmdOwner,
 		},
 	})
 }
@@ -130,6 +138,7 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
+	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
 
 	// Of the registry that can misbehave: see cmdFaulty.
 	faulty      *registrytest.Registry
@@ -180,6 +189,9 @@ func (m *machine) start() error {
 	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.prepare != nil {
+		m.prepare(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
