@@ -84,6 +84,9 @@ func (d *Daemon) reportDamage(r meta.Report) {
 	for _, name := range r.Unreadable {
 		d.log.Error("a record cannot be read", "record", name)
 	}
+	if r.Undone != 0 {
+		d.log.Info("the last transaction of the metadata database was cut short by a power cut and is undone; nobody was told that it had succeeded", "transaction", r.Undone)
+	}
 	if r.Damage == nil {
 		return
 	}
