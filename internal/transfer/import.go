@@ -200,7 +200,7 @@ func (i *importer) dockerLayer(ctx context.Context, l ispec.Descriptor) (ispec.D
 // compress stores the gzip of a layer.
 func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.ReaderAt) (ispec.Descriptor, error) {
 	ref := "compress-" + l.Digest.String()
-	unlock, err := i.locks.lock(ctx, ref)
+	unlock, err := i.locks.Lock(ctx, i.namespace+" "+ref)
 	if err != nil {
 		return l, err
 	}

@@ -54,7 +54,7 @@ type fetchPlan struct {
 // one. That is why a consumer that finds fault with what it is given does not
 // stop the stream: only its end tells whether the image is bad, or the bytes.
 func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err error) {
-	unlock, err := x.locks.lock(ctx, "blob "+x.namespace+" "+p.desc.Digest.String())
+	unlock, err := x.locks.Lock(ctx, blobLock(p.desc.Digest))
 	if err != nil {
 		return false, err
 	}

@@ -158,15 +158,19 @@ func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]b
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	unlock, err := p.locks.lock(ctx, "blob "+p.namespace+" "+desc.Digest.String())
+	unlock, err := p.locks.Lock(ctx, blobLock(desc.Digest))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	event := "already exists"
-	doc, err := p.read(ctx, desc, image.MaxManifest)
-	if errdefs.IsNotFound(err) {
-		event = "complete"
+	var doc []byte
+	held, err := p.exists(ctx, desc.Digest)
+	if held {
+		if doc, err = p.read(ctx, desc, image.MaxManifest); errdefs.IsNotFound(err) {
+			held, err = false, nil // collected in between, though it was held: a store without leases
+		}
+	}
+	if err == nil && !held {
 		doc, err = p.from.FetchAll(ctx, desc, image.MaxManifest)
 	}
 	if err != nil {
@@ -181,16 +185,9 @@ func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]b
 		maps.Copy(l, p.source(existing))
 		return l
 	}
-	if event == "already exists" {
-		held, err := p.exists(ctx, desc.Digest)
-		if err != nil {
-			return nil, err
-		}
-		if !held {
-			event = "complete" // it has gone since it was read, and is written again
-		}
-	}
-	if event == "already exists" {
+	event := "complete"
+	if held {
+		event = "already exists"
 		err = p.updateLabels(ctx, desc.Digest, labels)
 	} else {
 		err = p.writeBytes(ctx, desc, doc, labels(nil))

@@ -76,6 +76,11 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 	}, end, nil
 }
 
+// blobLock is the key of the lock of a blob: one for all namespaces, since the
+// bytes that one of them has fetched are there for the others, too, where the
+// store shares them.
+func blobLock(d digest.Digest) string { return "blob " + d.String() }
+
 // read is an image.ReadFunc over the content store.
 func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {
 	return readBlob(ctx, x.stores.Content, desc, limit)

@@ -30,6 +30,7 @@ import (
 	"berth/internal/content"
 	"berth/internal/diff"
 	"berth/internal/object"
+	"berth/internal/par"
 	"berth/internal/snapshot"
 
 	"github.com/containerd/errdefs"
@@ -89,7 +90,7 @@ type Options struct {
 // Service runs transfers. It is safe for concurrent use.
 type Service struct {
 	opts  Options
-	locks locks
+	locks par.Locks[string]
 }
 
 // New makes a service.

@@ -141,13 +141,13 @@ func (c *chain) complete(ctx context.Context, i int) error {
 func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 	id := c.ids[i].String()
 	key := "snapshot " + c.x.namespace + " " + c.name + " " + id
-	unlock := c.x.locks.try(key)
-	if unlock == nil {
+	unlock, _, ok := c.x.locks.TryLock(key)
+	if !ok {
 		// Another transfer makes this very snapshot. Wait without a slot, which
 		// its own layers may need.
 		slot.release()
 		var err error
-		if unlock, err = c.x.locks.lock(ctx, key); err != nil {
+		if unlock, err = c.x.locks.Lock(ctx, key); err != nil {
 			return err
 		}
 		if err := slot.acquire(ctx); err != nil {
