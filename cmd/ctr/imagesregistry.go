@@ -6,6 +6,9 @@ import (
 	"os"
 	"strings"
 
+	"berth/cmd/ctr/output"
+	"berth/internal/registry"
+	"berth/internal/registry/dockerconfig"
 	"berth/internal/wire"
 
 	"github.com/containerd/containerd/api/types"
@@ -83,37 +86,61 @@ func (s *session) registry(ctx context.Context, cmd *cli.Command, ref string) (*
 		r.LogsStream = st.id
 		go st.receiveBytes(os.Stderr)
 	}
-	answer, err := credentials(cmd)
+	creds, err := credentials(cmd, ref)
 	if err != nil {
 		return nil, err
 	}
-	if answer != nil {
+	if creds != nil {
 		st, err := s.openStream(ctx, "creds")
 		if err != nil {
 			return nil, err
 		}
 		r.AuthStream = st.id
-		go func() {
-			for {
-				var req transfer.AuthRequest
-				if st.receiveMessage(&req) != nil || st.sendMessage(answer) != nil {
-					return
-				}
-			}
-		}()
+		go answerCredentials(ctx, st, creds)
 	}
 	return &transfer.OCIRegistry{Reference: ref, Resolver: r}, nil
 }
 
-// credentials are those of --user and --refresh, nil when there are none. A
-// password that is left out is asked for.
-func credentials(cmd *cli.Command) (*transfer.AuthResponse, error) {
+// answerCredentials answers the daemon's questions until the stream ends.
+func answerCredentials(ctx context.Context, st *stream, creds registry.CredentialsFunc) {
+	for {
+		var req transfer.AuthRequest
+		if st.receiveMessage(&req) != nil {
+			return
+		}
+		found, err := creds(ctx, req.Reference, req.Host)
+		if err != nil {
+			// The registry is asked without: its answer is clearer than a stream that ends.
+			output.Warn("%v", err)
+		}
+		answer := &transfer.AuthResponse{AuthType: transfer.AuthType_CREDENTIALS, Username: found.Username, Secret: found.Secret}
+		switch {
+		case found == registry.Credentials{}:
+			answer.AuthType = transfer.AuthType_NONE
+		case found.Username == "":
+			answer.AuthType = transfer.AuthType_REFRESH
+		}
+		if st.sendMessage(answer) != nil {
+			return
+		}
+	}
+}
+
+// credentials are those of --user and --refresh, or else those that docker login
+// left for the registry of ref; nil when there are none. A password that is left
+// out is asked for.
+//
+// Differs from containerd: its ctr does not look at docker's logins.
+func credentials(cmd *cli.Command, ref string) (registry.CredentialsFunc, error) {
+	always := func(c registry.Credentials) registry.CredentialsFunc {
+		return func(context.Context, string, string) (registry.Credentials, error) { return c, nil }
+	}
 	if token := cmd.String("refresh"); token != "" {
-		return &transfer.AuthResponse{AuthType: transfer.AuthType_REFRESH, Secret: token}, nil
+		return always(registry.Credentials{Secret: token}), nil
 	}
 	user := cmd.String("user")
 	if user == "" {
-		return nil, nil
+		return dockerCredentials(ref), nil
 	}
 	name, password, ok := strings.Cut(user, ":")
 	if !ok {
@@ -128,7 +155,26 @@ func credentials(cmd *cli.Command) (*transfer.AuthResponse, error) {
 		}
 		password = string(b)
 	}
-	return &transfer.AuthResponse{AuthType: transfer.AuthType_CREDENTIALS, Username: name, Secret: password}, nil
+	return always(registry.Credentials{Username: name, Secret: password}), nil
+}
+
+// dockerCredentials looks logins up where docker keeps them, if there may be one.
+func dockerCredentials(ref string) registry.CredentialsFunc {
+	r, err := registry.ParseReference(ref)
+	if err != nil {
+		return nil
+	}
+	config, err := dockerconfig.Load(dockerconfig.Path())
+	if err != nil {
+		output.Warn("%v", err)
+		return nil
+	}
+	if !config.Knows(r.Host) {
+		return nil
+	}
+	return func(ctx context.Context, reference, host string) (registry.Credentials, error) {
+		return config.Credentials(ctx, reference, host)
+	}
 }
 
 // platformArgs reads --platform flags.

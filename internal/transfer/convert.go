@@ -13,6 +13,7 @@ import (
 	"berth/internal/content"
 	"berth/internal/image"
 	"berth/internal/object"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -70,8 +71,8 @@ type ConvertOptions struct {
 // name to, in place of what had that name. What need not change is shared with
 // the first. The snapshots of both are the same where the diff IDs are.
 func (s *Service) Convert(ctx context.Context, namespace, lease, from, to string, opts ConvertOptions, progress ProgressFunc) (object.Image, error) {
-	rep := newReporter(progress, from, "converting")
-	defer rep.close()
+	rep := report.New(progress, from, "converting")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return object.Image{}, err
@@ -281,7 +282,7 @@ func (c *converter) layer(ctx context.Context, desc ispec.Descriptor, diffID dig
 		return desc, diffID, err
 	}
 	defer unlock()
-	j := c.rep.job(desc)
+	j := c.rep.Job(desc)
 	ra, err := c.stores.Content.ReaderAt(ctx, desc)
 	if err != nil {
 		return desc, diffID, err
@@ -308,7 +309,7 @@ func (c *converter) layer(ctx context.Context, desc ispec.Descriptor, diffID dig
 		return desc, diffID, err
 	}
 	desc.MediaType, desc.Digest, desc.Size, desc.URLs, desc.Data = mt, out.Digest, out.Size, nil, nil
-	j.done("complete")
+	j.Done("complete")
 	return desc, newDiffID, nil
 }
 

@@ -32,6 +32,7 @@ import (
 	"berth/internal/object"
 	"berth/internal/par"
 	"berth/internal/snapshot"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -117,20 +118,11 @@ func (s *Service) snapshotter(st Stores, name string) (string, snapshot.Backend,
 	return name, sn, err
 }
 
-// Progress is one report; the fields are those of containerd's progress message.
-type Progress struct {
-	// Event is "waiting", "downloading", "complete", "extracting", "saved", …
-	Event    string
-	Name     string
-	Parents  []string
-	Progress int64
-	Total    int64
-	Desc     *ispec.Descriptor
-}
+// Progress is one report.
+type Progress = report.Progress
 
-// ProgressFunc takes reports; it is called by one goroutine at a time and must
-// not block for long. nil means nobody listens.
-type ProgressFunc func(Progress)
+// ProgressFunc takes reports.
+type ProgressFunc = report.Func
 
 // UnpackTarget is a platform to unpack for, and into what.
 type UnpackTarget struct {
