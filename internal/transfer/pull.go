@@ -49,6 +49,11 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	case !image.IsManifest(target.MediaType) && !image.IsIndex(target.MediaType):
 		return object.Image{}, fmt.Errorf("%s is of type %q, not an image: %w", from.Reference(), target.MediaType, errdefs.ErrInvalidArgument)
 	}
+	if s.opts.Verify != nil {
+		if err := s.opts.Verify(ctx, to.Name, target); err != nil {
+			return object.Image{}, err
+		}
+	}
 	rep.Say("Pulling from " + from.String())
 	rep.Image("fetching image content", to.Name, &target)
 

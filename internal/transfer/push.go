@@ -127,7 +127,7 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 func (p *push) send(ctx context.Context) error {
 	slices.SortStableFunc(p.blobs, func(a, b ispec.Descriptor) int { return int(min(1, max(-1, b.Size-a.Size))) })
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.opts.MaxDownloads)
+	g.SetLimit(p.opts.MaxUploads)
 	for _, d := range p.blobs {
 		j := p.rep.Job(d)
 		g.Go(func() error { return p.one(gctx, d, j) })

@@ -84,6 +84,12 @@ type Options struct {
 	// MaxDownloads and MaxUnpacks bound one transfer's parallelism; 0 chooses
 	// by the number of cores.
 	MaxDownloads, MaxUnpacks int
+	// MaxUploads bounds the layers that one transfer pushes at a time; 0 is
+	// MaxDownloads.
+	MaxUploads int
+	// Verify, unless it is nil, is asked whether an image may be pulled, before
+	// anything of it is fetched; an error ends the pull.
+	Verify func(ctx context.Context, name string, target ispec.Descriptor) error
 	// TempDir is for what must be staged on disk.
 	TempDir string
 }
@@ -98,6 +104,9 @@ type Service struct {
 func New(opts Options) *Service {
 	if opts.MaxDownloads <= 0 {
 		opts.MaxDownloads = max(4, min(runtime.GOMAXPROCS(0)+2, 8))
+	}
+	if opts.MaxUploads <= 0 {
+		opts.MaxUploads = opts.MaxDownloads
 	}
 	if opts.MaxUnpacks <= 0 {
 		opts.MaxUnpacks = opts.MaxDownloads
