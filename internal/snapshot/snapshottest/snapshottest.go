@@ -28,6 +28,10 @@ type Config struct {
 	Rebase bool
 	// NoMounts leaves out what needs to mount snapshots.
 	NoMounts bool
+	// Images: what a snapshot takes is an image's size, not its files' inodes.
+	Images bool
+	// NoHoles: sparse files are not kept sparse.
+	NoHoles bool
 }
 
 // Run runs the suite.
