@@ -71,8 +71,8 @@ func (d *Daemon) openSnapshotter(name, root string, open func(root string) (snap
 	}
 }
 
-func (d *Daemon) gcOptions() *meta.GCOptions {
-	gc := d.cfg.Plugins.GC
+func gcOptions(cfg *config.Config) *meta.GCOptions {
+	gc := cfg.Plugins.GC
 	return &meta.GCOptions{
 		PauseThreshold:    gc.PauseThreshold,
 		DeletionThreshold: gc.DeletionThreshold,
