@@ -26,6 +26,7 @@
 //	dial ADDRESS [tls [NAME]]       calls the API over TCP, with the certificate of NAME
 //	owner FILE MODE UID GID         compares
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
+//	shows PATTERN COMMAND...        runs it until its output matches, or with ! no longer does (10 seconds at most)
 //
 // and the conditions [root], [overlay], [restarts] (in the second of the two
 // runs), [berth-daemon] and [berth-ctr]. BERTH_BIN names a directory with
