@@ -55,7 +55,6 @@ func idlePluginKeys() []struct{ plugin, key, fallback, advice string } {
 	return []struct{ plugin, key, fallback, advice string }{
 		{"io.containerd.service.v1.tasks-service", "blockio_config_file", "", noRDT},
 		{"io.containerd.service.v1.tasks-service", "rdt_config_file", "", noRDT},
-		{"io.containerd.snapshotter.v1.blockfile", "scratch_file", "", "there is no blockfile snapshotter; use overlayfs, native, or one behind proxy_plugins"},
 		{"io.containerd.snapshotter.v1.devmapper", "", "", "there is no devmapper snapshotter; use overlayfs, native, or one behind proxy_plugins"},
 		{"io.containerd.snapshotter.v1.zfs", "", "", "there is no zfs snapshotter; use overlayfs, native, or one behind proxy_plugins"},
 	}
