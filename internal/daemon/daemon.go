@@ -250,6 +250,7 @@ func (d *Daemon) openTasks(context.Context) error {
 			Version:      version.Version,
 			Events:       d.events,
 			Log:          d.log,
+			Timeouts:     d.taskTimeouts,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
 		})
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"berth/internal/config"
+	"berth/internal/task"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,7 @@ func reloadable() []string {
 		"timeouts.*",
 		"plugins.'io.containerd.gc.v1.scheduler'.*",
 		"plugins.'io.containerd.transfer.v1.local'.config_path",
+		"plugins.'io.containerd.transfer.v1.local'.concurrent_layer_fetch_buffer",
 	}
 }
 
@@ -40,6 +42,17 @@ func (d *Daemon) Reload(cfg *config.Config) (now, later []string) {
 	d.live.Store(cfg)
 	d.db.SetGC(*gcOptions(cfg))
 	return now, later
+}
+
+// taskTimeouts are those of the newest configuration.
+func (d *Daemon) taskTimeouts() task.Timeouts {
+	c := d.live.Load()
+	return task.Timeouts{
+		State:    c.Timeout(config.TimeoutTaskState),
+		Load:     c.Timeout(config.TimeoutShimLoad),
+		Cleanup:  c.Timeout(config.TimeoutShimCleanup),
+		Shutdown: c.Timeout(config.TimeoutShimShutdown),
+	}
 }
 
 // Reloading tells systemd that a configuration is being read; the result that

@@ -33,6 +33,9 @@ type Options struct {
 	Version string
 	Events  *events.Exchange
 	Log     *slog.Logger
+	// Timeouts, unless it is nil, bounds calls that must not depend on the
+	// goodwill of a shim; it is asked for each call.
+	Timeouts func() Timeouts
 	// Env is added to the environment of shims.
 	Env []string
 }

@@ -54,6 +54,7 @@ func differences(theirs, ours any, key string) []string {
 var onPurpose = []string{
 	"plugins/io.containerd.transfer.v1.local/max_concurrent_downloads: 3 there, 0 here",
 	"plugins/io.containerd.transfer.v1.local/max_concurrent_unpacks: 1 there, 0 here",
+	"timeouts/io.containerd.timeout.shim.cleanup: 5s there, 10s here",
 }
 
 func compare(t *testing.T, theirs, ours map[string]any, known ...string) {
