@@ -62,6 +62,8 @@ type Daemon struct {
 	undo []func() error
 	// settled is closed when what an earlier daemon left is dealt with.
 	settled chan struct{}
+	// adopted is closed before that, when it is so of the tasks.
+	adopted chan struct{}
 	// life ends with Close; background is what runs beside the API.
 	life       context.Context
 	end        context.CancelFunc
@@ -72,7 +74,7 @@ type Daemon struct {
 // open, sockets bound. A component that the daemon cannot be without makes it
 // fail, with nothing left behind; another is reported as failed.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{})}
+	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{}), adopted: make(chan struct{})}
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -234,6 +236,7 @@ func (d *Daemon) openTasks(context.Context) error {
 		}
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
+		d.openRestart()
 		return nil
 	})
 }

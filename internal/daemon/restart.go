@@ -1,0 +1,43 @@
+package daemon
+
+import (
+	"time"
+
+	"berth/internal/grpcapi"
+	"berth/internal/restart"
+)
+
+// openRestart makes the monitor of restart policies; it works when the tasks
+// of an earlier daemon are recovered.
+func (d *Daemon) openRestart() {
+	d.optional(grpcapi.Plugin{
+		Type: "io.containerd.monitor.container.v1", ID: "restart",
+		Requires:     []string{"io.containerd.event.v1", "io.containerd.service.v1"},
+		Capabilities: restart.Policies(),
+	}, func() error {
+		interval, err := d.restartInterval()
+		if err != nil {
+			return err
+		}
+		m := restart.New(restart.Options{DB: d.db, Tasks: d.tasks, Events: d.events, Interval: interval, Log: d.log})
+		d.background.Go(func() {
+			select {
+			case <-d.adopted:
+				m.Run(d.life)
+			case <-d.life.Done():
+			}
+		})
+		return nil
+	})
+}
+
+// restartInterval reads the table of the monitor, or the one that it had in
+// earlier versions.
+func (d *Daemon) restartInterval() (time.Duration, error) {
+	for _, table := range []map[string]any{d.cfg.Plugins.Restart, d.cfg.Plugins.OldRestart} {
+		if s, ok := table["interval"].(string); ok {
+			return time.ParseDuration(s)
+		}
+	}
+	return restart.DefaultInterval, nil
+}
