@@ -26,6 +26,7 @@ import (
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
 	"berth/internal/mount"
+	"berth/internal/sandbox"
 	"berth/internal/snapshot"
 	"berth/internal/task"
 	"berth/internal/transfer"
@@ -50,6 +51,7 @@ type Daemon struct {
 	events        *events.Exchange
 	db            *meta.DB
 	tasks         *task.Manager
+	sandboxers    map[string]sandbox.Controller // by the names of their plugins
 	transfer      *transfer.Service
 	api           *grpcapi.Server
 	shimEvents    *ttrpc.Server
@@ -236,6 +238,8 @@ func (d *Daemon) openTasks(context.Context) error {
 		}
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
+		d.sandboxers = map[string]sandbox.Controller{"shim": d.tasks.Sandboxes()}
+		d.working(grpcapi.Plugin{Type: "io.containerd.sandbox.controller.v1", ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
 		d.openRestart()
 		return nil
 	})

@@ -109,6 +109,7 @@ func services() []grpcapi.Plugin {
 		remote("namespaces", service),
 		{Type: "io.containerd.sandbox.store.v1", ID: "local", Requires: []string{event, metadata}},
 		remote("sandboxes", "io.containerd.sandbox.store.v1"),
+		remote("sandbox-controllers", "io.containerd.sandbox.controller.v1", event),
 		remote("snapshots", service),
 		{Type: "io.containerd.streaming.v1", ID: "manager", Requires: []string{metadata}},
 		remote("streaming", "io.containerd.streaming.v1"),

@@ -9,6 +9,7 @@ import (
 	"berth/internal/diff"
 	"berth/internal/events"
 	"berth/internal/meta"
+	"berth/internal/sandbox"
 	"berth/internal/task"
 	"berth/internal/transfer"
 
@@ -41,6 +42,8 @@ type Options struct {
 	Events   *events.Exchange
 	Tasks    *task.Manager
 	Transfer *transfer.Service
+	// Sandboxers are the sandbox controllers by name.
+	Sandboxers map[string]sandbox.Controller
 	// Differ opens the differ over the content of a scope.
 	Differ func(Scope) diff.Applier
 	// SyncDiffs makes every apply of a layer durable before it returns.
@@ -103,7 +106,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	mountsapi.RegisterMountsServer(s, mountsapi.UnimplementedMountsServer{})
 	namespacesapi.RegisterNamespacesServer(s, &namespaces{db: o.DB})
 	sandboxapi.RegisterStoreServer(s, &sandboxes{db: o.DB})
-	sandboxapi.RegisterControllerServer(s, sandboxControllers{})
+	sandboxapi.RegisterControllerServer(s, &sandboxControllers{named: o.Sandboxers})
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})

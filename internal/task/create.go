@@ -49,7 +49,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, fmt.Errorf("create task of container %q: %w", c.ID, err)
 	}
-	t, err := m.reserve(ctx, key{namespace, c.ID})
+	t, err := m.reserve(ctx, key{namespace, c.ID}, false)
 	if err != nil {
 		return 0, err
 	}
@@ -207,12 +207,15 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 	return m.startOther(ctx, t, p)
 }
 
-// sandboxShim is the shim of a sandbox's own task, if that can hold further
-// containers (version 3 of the API).
+// sandboxShim is the shim of a sandbox, or of a sandbox's own task, if that can hold
+// further containers (version 3 of the API).
 func (m *Manager) sandboxShim(namespace, id string) *shim {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sandbox := m.tasks[key{namespace, id}]
+	sandbox := m.sandboxes[key{namespace, id}]
+	if sandbox == nil {
+		sandbox = m.tasks[key{namespace, id}]
+	}
 	if sandbox == nil || sandbox.phase != alive || sandbox.shim.version.Load() < 3 {
 		return nil
 	}
@@ -435,7 +438,7 @@ func (m *Manager) seeOff(s *shim, k key, refused error) {
 	}
 	if refused != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
-		s.kill(m.bundleOf(k))
+		s.kill(m.bundleOf(k, false))
 		return
 	}
 	m.mu.Lock()
