@@ -126,6 +126,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		Events:     d.events,
 		Tasks:      d.tasks,
 		Transfer:   d.transfer,
+		Mounts:     d.mounts,
 		Sandboxers: d.sandboxers,
 		Differ:     d.differ,
 		SyncDiffs:  d.cfg.Plugins.Diff.SyncFs,

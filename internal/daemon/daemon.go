@@ -26,6 +26,7 @@ import (
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
 	"berth/internal/mount"
+	"berth/internal/mount/activation"
 	"berth/internal/sandbox"
 	"berth/internal/snapshot"
 	"berth/internal/task"
@@ -50,6 +51,8 @@ type Daemon struct {
 	snapshotters  map[string]snapshot.Backend
 	events        *events.Exchange
 	db            *meta.DB
+	mounts        *activation.Table
+	garbage       chan struct{} // capacity 1: garbage was collected
 	tasks         *task.Manager
 	sandboxers    map[string]sandbox.Controller // by the names of their plugins
 	transfer      *transfer.Service
@@ -91,6 +94,7 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 		{"mark of the last run", d.readMark},
 		{"content store", d.openContent},
 		{"snapshotters", d.openSnapshotters},
+		{"mounts", d.openMounts},
 		{"metadata", d.openMetadata},
 		{"tasks", d.openTasks},
 		{"transfer service", d.openTransfer},
@@ -199,6 +203,7 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 			Events:       d.events,
 			Isolated:     bolt.ContentSharingPolicy == config.SharingIsolated,
 			GC:           d.gcOptions(),
+			Collected:    d.mountsMayGo,
 			Log:          d.log,
 		})
 		return err
@@ -230,6 +235,7 @@ func (d *Daemon) openTasks(context.Context) error {
 			SocketDir:    p.ShimManager.SocketDir,
 			Version:      version.Version,
 			Events:       d.events,
+			Mounts:       d.mounts,
 			Log:          d.log,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
 		})

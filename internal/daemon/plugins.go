@@ -106,6 +106,7 @@ func services() []grpcapi.Plugin {
 		remote("introspection", service),
 		{Type: "io.containerd.lease.v1", ID: "manager", Requires: []string{metadata, gc}},
 		remote("leases", "io.containerd.lease.v1"),
+		remote("mounts", "io.containerd.mount-manager.v1"),
 		remote("namespaces", service),
 		{Type: "io.containerd.sandbox.store.v1", ID: "local", Requires: []string{event, metadata}},
 		remote("sandboxes", "io.containerd.sandbox.store.v1"),

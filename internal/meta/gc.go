@@ -149,6 +149,9 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 		db.swept(ctx, removed)
 	}
 	stats.Sweep = time.Since(start) - stats.Mark
+	if db.onGC != nil {
+		db.onGC()
+	}
 	return stats, db.cleanBackends(), nil
 }
 

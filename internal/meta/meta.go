@@ -66,6 +66,9 @@ type Options struct {
 	Now func() time.Time
 	// GC says when garbage is collected; DefaultGC when nil.
 	GC *GCOptions
+	// Collected, unless nil, is called after each garbage collection, by whoever
+	// asked for it: it must not take long.
+	Collected func()
 	// Log is told what background work could not do; nothing when nil.
 	Log *slog.Logger
 	// LockTimeout is how long Open waits for another process that has the
@@ -82,6 +85,7 @@ type DB struct {
 	events   *events.Exchange
 	isolated bool
 	clock    func() time.Time
+	onGC     func()
 	log      *slog.Logger
 	report   Report
 
@@ -110,6 +114,7 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 		events:     opts.Events,
 		isolated:   opts.Isolated,
 		clock:      opts.Now,
+		onGC:       opts.Collected,
 		log:        opts.Log,
 		collecting: make(chan struct{}, 1),
 	}

@@ -113,10 +113,15 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		m.discard(t)
 		return 0, nil, err
 	}
+	rootfs, err := m.prepareRootfs(ctx, t, s, p)
+	if err != nil {
+		m.undo(t, s, p)
+		return 0, nil, fmt.Errorf("root filesystem: %w", err)
+	}
 	req := &taskapi.CreateTaskRequest{
 		ID:         t.id,
 		Bundle:     t.bundle.path,
-		Rootfs:     wire.MountsToProto(p.Rootfs),
+		Rootfs:     wire.MountsToProto(rootfs),
 		Terminal:   p.IO.Terminal,
 		Stdin:      p.IO.Stdin,
 		Stdout:     p.IO.Stdout,
@@ -172,6 +177,7 @@ func (m *Manager) discard(t *task) {
 	if err := t.bundle.remove(m.later); err != nil {
 		m.log.Warn("bundle not removed", "namespace", t.namespace, "id", t.id, "error", err)
 	}
+	m.releaseRootfs(t)
 }
 
 // later runs what nobody has to wait for; Close waits for it.
@@ -320,6 +326,7 @@ func (m *Manager) claim(ctx context.Context, t *task, boot *bootapi.BootstrapRes
 		switch {
 		case s == nil:
 			s = m.newShim(boot.Address, boot.Protocol, binary, boot.Version)
+			s.mounts = mountsOf(boot)
 			s.tasks[t] = true
 			m.shims[boot.Address] = s
 			m.mu.Unlock()

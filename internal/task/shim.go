@@ -13,6 +13,7 @@ import (
 	"berth/internal/task/shimconn"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 )
@@ -30,6 +31,8 @@ type shim struct {
 	// answered is closed when an own shim has taken its first task, or not.
 	answered chan struct{}
 	version  atomic.Int32
+	// mounts are those that it says it can do itself, or nil.
+	mounts *types.MountCapabilities
 
 	// tasks lists those that it serves, leaving that it was told to end.
 	// Guarded by Manager.mu.

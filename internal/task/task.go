@@ -13,6 +13,7 @@ import (
 
 	"berth/internal/cgroup"
 	"berth/internal/events"
+	"berth/internal/mount/activation"
 	"berth/internal/object"
 
 	"github.com/containerd/errdefs"
@@ -32,7 +33,9 @@ type Options struct {
 	// Version of the daemon, told to shims.
 	Version string
 	Events  *events.Exchange
-	Log     *slog.Logger
+	// Mounts performs mounts of root filesystems that shims cannot do; may be nil.
+	Mounts *activation.Table
+	Log    *slog.Logger
 	// Env is added to the environment of shims.
 	Env []string
 }
