@@ -117,13 +117,15 @@ func (s Sandboxes) release(ctx context.Context, t *task, refused error) {
 	if refused != nil && s.m.shutdown(ctx, t.shim, t.key) != nil {
 		t.shim.kill(t.bundle)
 	}
-	select {
-	case <-t.shim.dead:
-		return
-	case <-time.After(shutdownTimeout):
-	case <-ctx.Done():
+	for range 2 {
+		select {
+		case <-t.shim.dead:
+			return
+		case <-time.After(shutdownTimeout):
+			t.shim.kill(t.bundle)
+		}
 	}
-	t.shim.kill(t.bundle)
+	s.m.log.Warn("shim of a sandbox does not end", "namespace", t.namespace, "id", t.id)
 }
 
 func (s Sandboxes) Start(ctx context.Context, namespace, id string) (sandbox.Instance, error) {
