@@ -206,8 +206,8 @@ func TestErrorsAndStatus(t *testing.T) {
 		{"containers ls --format xml", 1, "none of table, json and a Go template"},
 		{"containers ls --format {{.Nope}}", 1, "Nope"},
 		{"tasks exec x true", 1, `"exec-id"`},
-		{"containers checkpoint a b", 1, "not supported yet"},
-		{"sandboxes ls", 1, "not supported yet"},
+		{"containers checkpoint x b", 1, `container "x": not found`},
+		{"sandboxes ls", 1, "sandbox"},
 		{"--timeout 50ms -n hang containers ls", 1, "deadline exceeded"},
 		{"images pull --skip-verify x", 1, "hosts.toml"},
 	} {

@@ -39,7 +39,7 @@ func tasksCommand() *cli.Command {
 					&cli.StringFlag{Name: "image-path", Usage: "Path to criu image files"},
 					&cli.StringFlag{Name: "work-path", Usage: "Path to criu work files and logs"},
 				},
-				Action: notYetAction("checkpointing tasks"),
+				Action: withSession(checkpointTaskAction),
 			},
 			{
 				Name: "delete", Aliases: []string{"del", "remove", "rm"}, Usage: "Delete one or more tasks", ArgsUsage: "CONTAINER [CONTAINER, ...]",
@@ -249,7 +249,7 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	defer stop()
 	pio := &processIO{pipes: &procio.Pipes{Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr, Terminal: state.Terminal}}
 	defer pio.close(false)
-	if err := pio.attach(ctx, p); err != nil {
+	if err := pio.attach(p.closeStdin(ctx)); err != nil {
 		return err
 	}
 	pio.copier.Started()
@@ -290,10 +290,16 @@ func deleteTasksAction(ctx context.Context, cmd *cli.Command, s *session) error 
 	}
 	return forEach(cmd.Args().Slice(), "unable to delete task", func(id string) error {
 		status, err := remove(s.process(id, ""))
-		if err == nil && status != 0 {
+		if err != nil {
+			return err
+		}
+		if status != 0 {
 			output.Warn("task %s exited with status %d", id, status)
 		}
-		return err
+		if c, err := getContainer(ctx, s, id); err == nil {
+			detachStopped(ctx, s, c)
+		}
+		return nil
 	})
 }
 
