@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"berth/internal/mount"
 	"berth/internal/wire"
@@ -80,7 +81,11 @@ func (m idMaps) remapped(ctx context.Context, s *session, snapshotter, parent st
 // shift changes the owner of everything below root.
 func (m idMaps) shift(ctx context.Context, root string) error {
 	type inode struct{ dev, ino uint64 }
-	done := map[inode]bool{} // files with several names are met several times
+	type first struct {
+		path     string
+		uid, gid uint32
+	}
+	seen := map[inode]first{} // files with several names, by what they were
 	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
@@ -90,15 +95,44 @@ func (m idMaps) shift(ctx context.Context, root string) error {
 			return err
 		}
 		st := fi.Sys().(*syscall.Stat_t)
-		if st.Nlink > 1 && !d.IsDir() {
-			if i := (inode{st.Dev, st.Ino}); done[i] {
-				return nil
-			} else {
-				done[i] = true
-			}
+		if d.IsDir() || st.Nlink < 2 {
+			return m.shiftOne(path, path[len(root):], fi, st)
 		}
-		return m.shiftOne(path, path[len(root):], fi, st)
+		key := inode{st.Dev, st.Ino}
+		if f, ok := seen[key]; ok {
+			if st.Uid == f.uid && st.Gid == f.gid {
+				return nil // another name of the file that was shifted
+			}
+			// Overlay copied the file under its first name only, and left the others
+			// as they were.
+			return relink(f.path, path)
+		}
+		if err := m.shiftOne(path, path[len(root):], fi, st); err != nil {
+			return err
+		}
+		if fi, err = os.Lstat(path); err != nil {
+			return err
+		}
+		st = fi.Sys().(*syscall.Stat_t)
+		seen[key] = first{path, st.Uid, st.Gid}
+		return nil
 	})
+}
+
+// relink makes path a name of the file at first. The directory's times stay.
+func relink(first, path string) error {
+	dir := filepath.Dir(path)
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	if err := os.Link(first, path); err != nil {
+		return err
+	}
+	return os.Chtimes(dir, time.Time{}, fi.ModTime())
 }
 
 func (m idMaps) shiftOne(path, shown string, fi fs.FileInfo, st *syscall.Stat_t) error {

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -91,7 +92,11 @@ func withShim(fn func(ctx context.Context, cmd *cli.Command, c shimConn) error) 
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
-		return errgrpc.ToNative(fn(ctx, cmd, shimConn{client, cmd.String("id")}))
+		err = fn(ctx, cmd, shimConn{client, cmd.String("id")})
+		if _, ok := status.FromError(err); ok {
+			err = errgrpc.ToNative(err)
+		}
+		return err
 	}
 }
 
