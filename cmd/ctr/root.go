@@ -55,6 +55,8 @@ func rootCommand() *cli.Command {
 			infoCommand(),
 			deprecationsCommand(),
 			shimCommand(),
+			topCommand(),
+			logsCommand(),
 			completionCommand(),
 			completeCommand(),
 		},
