@@ -8,7 +8,6 @@ import (
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
-	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 )
 
 // nameSource lists the names of one kind of thing that the daemon has, for
@@ -49,8 +48,8 @@ func containerIDs(ctx context.Context, s *session) (out []string) {
 }
 
 func taskIDs(ctx context.Context, s *session) (out []string) {
-	resp, _ := tasksapi.NewTasksClient(s).List(ctx, &tasksapi.ListTasksRequest{})
-	for _, t := range resp.GetTasks() {
+	list, _ := listTasks(ctx, s)
+	for _, t := range list {
 		out = append(out, t.ID)
 	}
 	return out

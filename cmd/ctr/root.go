@@ -56,6 +56,7 @@ func rootCommand() *cli.Command {
 			deprecationsCommand(),
 			shimCommand(),
 			topCommand(),
+			dfCommand(),
 			logsCommand(),
 			completionCommand(),
 			completeCommand(),

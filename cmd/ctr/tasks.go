@@ -17,6 +17,7 @@ import (
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -389,19 +390,24 @@ type taskView struct {
 	ExitStatus uint32
 }
 
-func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+func listTasks(ctx context.Context, s *session) ([]*task.Process, error) {
 	resp, err := tasksapi.NewTasksClient(s).List(ctx, &tasksapi.ListTasksRequest{})
+	return resp.GetTasks(), err
+}
+
+func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+	list, err := listTasks(ctx, s)
 	if err != nil {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, t := range resp.Tasks {
+		for _, t := range list {
 			output.Line("%s", t.ID)
 		}
 		return nil
 	}
-	rows := make([]taskView, len(resp.Tasks))
-	for i, t := range resp.Tasks {
+	rows := make([]taskView, len(list))
+	for i, t := range list {
 		rows[i] = taskView{ID: t.ID, PID: t.Pid, Status: t.Status.String(), ExitStatus: t.ExitStatus}
 	}
 	return output.List(cmd.String("format"), rows, output.Wide, "TASK\tPID\tSTATUS\t", func(t taskView) string {
