@@ -114,19 +114,21 @@ func (d *Daemon) openAPI(context.Context) error {
 	memory := newTrimmer()
 	d.onClose(memory.close)
 	options := grpcapi.Options{
-		DB:        d.db,
-		Events:    d.events,
-		Tasks:     d.tasks,
-		Transfer:  d.transfer,
-		Differ:    d.differ,
-		SyncDiffs: d.cfg.Plugins.Diff.SyncFs,
-		Registry:  d.registryOptions(),
-		Plugins:   d.plugins,
-		UUID:      id,
-		Version:   version.Version,
-		Revision:  version.Revision(),
-		Log:       d.log,
-		Activity:  memory.activity,
+		DB:         d.db,
+		Events:     d.events,
+		Tasks:      d.tasks,
+		Transfer:   d.transfer,
+		Mounts:     d.mounts,
+		Sandboxers: d.sandboxers,
+		Differ:     d.differ,
+		SyncDiffs:  d.cfg.Plugins.Diff.SyncFs,
+		Registry:   d.registryOptions(),
+		Plugins:    d.plugins,
+		UUID:       id,
+		Version:    version.Version,
+		Revision:   version.Revision(),
+		Log:        d.log,
+		Activity:   memory.activity,
 	}
 	if d.shimEvents, err = grpcapi.NewTTRPCServer(options); err != nil {
 		return err

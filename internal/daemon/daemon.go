@@ -28,6 +28,8 @@ import (
 	"berth/internal/meta"
 	"berth/internal/metrics"
 	"berth/internal/mount"
+	"berth/internal/mount/activation"
+	"berth/internal/sandbox"
 	"berth/internal/snapshot"
 	"berth/internal/task"
 	"berth/internal/trace"
@@ -53,7 +55,10 @@ type Daemon struct {
 	snapshotters  map[string]snapshot.Backend
 	events        *events.Exchange
 	db            *meta.DB
+	mounts        *activation.Table
+	garbage       chan struct{} // capacity 1: garbage was collected
 	tasks         *task.Manager
+	sandboxers    map[string]sandbox.Controller // by the names of their plugins
 	transfer      *transfer.Service
 	api           *grpcapi.Server
 	shimEvents    *ttrpc.Server
@@ -75,6 +80,8 @@ type Daemon struct {
 	undo []func() error
 	// settled is closed when what an earlier daemon left is dealt with.
 	settled chan struct{}
+	// adopted is closed before that, when it is so of the tasks.
+	adopted chan struct{}
 	// life ends with Close; background is what runs beside the API.
 	life       context.Context
 	end        context.CancelFunc
@@ -85,7 +92,7 @@ type Daemon struct {
 // open, sockets bound. A component that the daemon cannot be without makes it
 // fail, with nothing left behind; another is reported as failed.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{})}
+	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{}), adopted: make(chan struct{})}
 	d.live.Store(cfg)
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -102,6 +109,7 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 		{"mark of the last run", d.readMark},
 		{"content store", d.openContent},
 		{"snapshotters", d.openSnapshotters},
+		{"mounts", d.openMounts},
 		{"metadata", d.openMetadata},
 		{"tasks", d.openTasks},
 		{"transfer service", d.openTransfer},
@@ -215,7 +223,7 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 			Events:       d.events,
 			Isolated:     bolt.ContentSharingPolicy == config.SharingIsolated,
 			GC:           gcOptions(d.cfg),
-			Collected:    d.collections.Done,
+			Collected:    d.collected,
 			NoSync:       bolt.NoSync,
 			LockTimeout:  d.cfg.Timeout(config.TimeoutBoltOpen),
 			Log:          d.log,
@@ -249,6 +257,7 @@ func (d *Daemon) openTasks(context.Context) error {
 			SocketDir:    p.ShimManager.SocketDir,
 			Version:      version.Version,
 			Events:       d.events,
+			Mounts:       d.mounts,
 			Log:          d.log,
 			Timeouts:     d.taskTimeouts,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
@@ -258,6 +267,9 @@ func (d *Daemon) openTasks(context.Context) error {
 		}
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
+		d.sandboxers = map[string]sandbox.Controller{"shim": d.tasks.Sandboxes()}
+		d.working(grpcapi.Plugin{Type: "io.containerd.sandbox.controller.v1", ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.openRestart()
 		return nil
 	})
 }
