@@ -278,7 +278,7 @@ func prepareRootfs(ctx context.Context, cmd *cli.Command, s *session, snapshotte
 	mounts, err := prepare()
 	if errdefs.IsAlreadyExists(err) {
 		// No name stays reserved by a run that came to nothing.
-		if ended, lerr := releaseAbandoned(ctx, s, snapshotter, req.id); lerr == nil && ended {
+		if releaseAbandoned(ctx, s, snapshotter, req.id) {
 			mounts, err = prepare()
 		}
 	}

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"time"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,15 +69,20 @@ func makerIsDead(lease *leasesapi.Lease) bool {
 	return err != nil || started != made[3]
 }
 
-// releaseAbandoned ends the lease under which a ctr that has died, or that was
-// left by its daemon, made a snapshot and then no container, and tells whether
-// there was one. The garbage collector removes the snapshot then, unless somebody
-// else refers to it.
-func releaseAbandoned(ctx context.Context, s *session, snapshotter, key string) (bool, error) {
+// releaseAbandoned gives back the name of a container that was never made: a ctr
+// that has died, or that was left by its daemon, has made a snapshot for it and
+// then no record. The lease that it may have left is ended, and the garbage
+// collector asked to run: it removes the snapshot, unless somebody refers to it.
+// It tells whether it is worth to try again.
+func releaseAbandoned(ctx context.Context, s *session, snapshotter, id string) bool {
+	_, err := containersapi.NewContainersClient(s).Get(ctx, &containersapi.GetContainerRequest{ID: id})
+	if !errdefs.IsNotFound(err) {
+		return false
+	}
 	client := leasesapi.NewLeasesClient(s)
 	resp, err := client.List(ctx, &leasesapi.ListRequest{})
 	if err != nil {
-		return false, err
+		return false
 	}
 	for _, lease := range resp.Leases {
 		if !makerIsDead(lease) {
@@ -86,10 +93,17 @@ func releaseAbandoned(ctx context.Context, s *session, snapshotter, key string) 
 			continue // ended meanwhile
 		}
 		for _, r := range held.Resources {
-			if r.Type == "snapshots/"+snapshotter && r.ID == key {
-				return true, deleteLease(ctx, s, lease.ID, true)
+			if r.Type == "snapshots/"+snapshotter && r.ID == id {
+				err := deleteLease(ctx, s, lease.ID, true)
+				return ignoreNotFound(err) == nil
 			}
 		}
 	}
-	return false, nil
+	// The lease may have ended without a collection since. The end of another
+	// makes the collector run.
+	lease := leaseID()
+	if err := createLease(ctx, s, lease); err != nil {
+		return false
+	}
+	return deleteLease(ctx, s, lease, true) == nil
 }
