@@ -122,7 +122,7 @@ func fakeMain(args []string) error {
 		os.Stdout.Write(data)
 		return err
 	case "work":
-		time.Sleep(time.Hour) // it is killed
+		time.Sleep(time.Hour) // deliberate: it is killed
 	case "start":
 		return fakeStart(args)
 	case "delete":

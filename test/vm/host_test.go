@@ -77,8 +77,11 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := b.guest("run", []string{"--mem", "3000", "--timeout", "1200"}, "sh", "-c",
-		`cd "$1" && exec env BERTH_BIN=`+guestDir+`/bin `+guestDir+`/script.test -test.v -test.timeout 20m -test.run "$2"`,
+	// Not in the guest's /tmp, which has neither devices nor user.* attributes.
+	disk := filepath.Join(t.TempDir(), "disk")
+	b.host(b.tool, "disk", disk, "4G")
+	out, err := b.guest("run", []string{"--mem", "3000", "--timeout", "1200", "--disk", disk}, "sh", "-c",
+		`cd "$1" && exec env TMPDIR=/data BERTH_BIN=`+guestDir+`/bin `+guestDir+`/script.test -test.v -test.timeout 20m -test.run "$2"`,
 		"sh", source, "^(TestScripts|TestNothingLeft)$/^("+scripts+")$")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
