@@ -104,7 +104,6 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
-			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"shows":    cmdShows,
 			"exits":    cmdExits,
@@ -132,10 +131,6 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
-
-	// Of the registry that can misbehave: see cmdFaulty.
-	faulty      *registrytest.Registry
-	faultyLayer string // a part of the layer's path
 }
 
 const machineKey = "machine"
