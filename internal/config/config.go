@@ -151,6 +151,7 @@ func Default() *Config {
 				MutationThreshold: 100,
 				StartupDelay:      Duration(100 * time.Millisecond),
 			},
+			Verifier:    Verifier{BinDir: "/opt/containerd/image-verifier/bin", MaxVerifiers: 10, PerVerifierTimeout: Duration(10 * time.Second)},
 			Opt:         Opt{Path: "/opt/containerd"},
 			Bolt:        Bolt{ContentSharingPolicy: SharingShared},
 			Task:        Task{Platforms: []string{runtime.GOOS + "/" + runtime.GOARCH}},

@@ -19,6 +19,7 @@ type Plugins struct {
 	Native       Native       `toml:"io.containerd.snapshotter.v1.native"`
 	Overlay      Overlay      `toml:"io.containerd.snapshotter.v1.overlayfs"`
 	Transfer     Transfer     `toml:"io.containerd.transfer.v1.local"`
+	Verifier     Verifier     `toml:"io.containerd.image-verifier.v1.bindir"`
 
 	later
 	short
@@ -149,6 +150,13 @@ type Transfer struct {
 	Unpack               []Unpack `toml:"unpack_config,omitempty"`
 }
 
+// Verifier runs the programs of a directory before an image is pulled.
+type Verifier struct {
+	BinDir             string   `toml:"bin_dir"`
+	MaxVerifiers       int      `toml:"max_verifiers"`
+	PerVerifierTimeout Duration `toml:"per_verifier_timeout"`
+}
+
 // Unpack says which snapshotter takes a platform's images.
 type Unpack struct {
 	Platform    string   `toml:"platform"`
@@ -166,7 +174,6 @@ type later struct {
 	CRIRuntime     map[string]any `toml:"io.containerd.cri.v1.runtime,omitempty"`
 	CRI            map[string]any `toml:"io.containerd.grpc.v1.cri,omitempty"`
 	ErofsDiffer    map[string]any `toml:"io.containerd.differ.v1.erofs,omitempty"`
-	Verifier       map[string]any `toml:"io.containerd.image-verifier.v1.bindir,omitempty"`
 	Restart        map[string]any `toml:"io.containerd.monitor.container.v1.restart,omitempty"`
 	OldRestart     map[string]any `toml:"io.containerd.internal.v1.restart,omitempty"`
 	Tracing        map[string]any `toml:"io.containerd.internal.v1.tracing,omitempty"`

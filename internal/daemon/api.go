@@ -128,7 +128,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		Transfer:  d.transfer,
 		Differ:    d.differ,
 		SyncDiffs: d.cfg.Plugins.Diff.SyncFs,
-		HostDir:   d.cfg.Plugins.Transfer.ConfigPath,
+		Registry:  d.registryOptions(),
 		Plugins:   d.plugins,
 		UUID:      id,
 		Version:   version.Version,

@@ -54,7 +54,7 @@ func Open(root string, now func() time.Time) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	db, err := boltx.Open(filepath.Join(root, "metadata.db"))
+	db, err := boltx.Open(filepath.Join(root, "metadata.db"), "snapshot")
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
