@@ -74,7 +74,7 @@ func TestRefused(t *testing.T) {
 		"log format":         {"[debug]\nformat = \"xml\"\n", `"xml" is neither text nor json`},
 		"sharing policy":     {"[plugins.'io.containerd.metadata.v1.bolt']\ncontent_sharing_policy = \"open\"\n", `"open" is neither`},
 		"pause threshold":    {"[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.9\n", "pause_threshold: 0.9"},
-		"missing differ":     {"[plugins.'io.containerd.service.v1.diff-service']\ndefault = [\"erofs\"]\n", "needed differ not loaded"},
+		"no differ":          {"[plugins.'io.containerd.service.v1.diff-service']\ndefault = []\n", "at least one differ"},
 		"one socket for two": {"version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = \"/a\"\n[plugins.'io.containerd.server.v1.ttrpc']\naddress = \"/a\"\n", "gRPC socket already"},
 		"import of nothing":  {"imports = [\"missing.toml\"]\n", "missing.toml"},
 		"bad import pattern": {"imports = [\"[*\"]\n", "import"},

@@ -1,7 +1,5 @@
 package config
 
-import "slices"
-
 // Plugins are the tables of the parts of the daemon, under containerd's names
 // and in their order.
 type Plugins struct {
@@ -16,6 +14,10 @@ type Plugins struct {
 	TTRPC        TTRPC        `toml:"io.containerd.server.v1.ttrpc"`
 	Diff         Diff         `toml:"io.containerd.service.v1.diff-service"`
 	ShimManager  ShimManager  `toml:"io.containerd.shim.v1.manager"`
+	Blockfile    Blockfile    `toml:"io.containerd.snapshotter.v1.blockfile"`
+	Btrfs        *Btrfs       `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
+	Erofs        Erofs        `toml:"io.containerd.snapshotter.v1.erofs"`
+	ErofsDiffer  ErofsDiffer  `toml:"io.containerd.differ.v1.erofs"`
 	Native       Native       `toml:"io.containerd.snapshotter.v1.native"`
 	Overlay      Overlay      `toml:"io.containerd.snapshotter.v1.overlayfs"`
 	Transfer     Transfer     `toml:"io.containerd.transfer.v1.local"`
@@ -120,6 +122,38 @@ type Diff struct {
 	SyncFs bool `toml:"sync_fs"`
 }
 
+// ErofsDiffer writes layers as EROFS images.
+type ErofsDiffer struct {
+	MkfsOptions    []string `toml:"mkfs_options"`
+	EnableTarIndex bool     `toml:"enable_tar_index"`
+	EnableDmverity bool     `toml:"enable_dmverity"`
+}
+
+// Blockfile is the snapshotter whose snapshots are filesystem images.
+type Blockfile struct {
+	RootPath        string   `toml:"root_path"`
+	ScratchFile     string   `toml:"scratch_file"`
+	FSType          string   `toml:"fs_type"`
+	MountOptions    []string `toml:"mount_options"`
+	RecreateScratch bool     `toml:"recreate_scratch"`
+}
+
+// Btrfs is the snapshotter on a btrfs filesystem.
+type Btrfs struct {
+	RootPath string `toml:"root_path"`
+}
+
+// Erofs is the snapshotter whose layers are EROFS images.
+type Erofs struct {
+	RootPath           string   `toml:"root_path"`
+	OvlOptions         []string `toml:"ovl_mount_options"`
+	EnableFsverity     bool     `toml:"enable_fsverity"`
+	SetImmutable       bool     `toml:"set_immutable"`
+	DefaultSize        string   `toml:"default_size"`
+	DmverityMode       string   `toml:"dmverity_mode"`
+	LayerContentCaches []string `toml:"layer_content_caches"`
+}
+
 // Native is the copying snapshotter.
 type Native struct {
 	// RootPath replaces <root>/io.containerd.snapshotter.v1.native.
@@ -173,7 +207,6 @@ type later struct {
 	CRIImages      map[string]any `toml:"io.containerd.cri.v1.images,omitempty"`
 	CRIRuntime     map[string]any `toml:"io.containerd.cri.v1.runtime,omitempty"`
 	CRI            map[string]any `toml:"io.containerd.grpc.v1.cri,omitempty"`
-	ErofsDiffer    map[string]any `toml:"io.containerd.differ.v1.erofs,omitempty"`
 	Restart        map[string]any `toml:"io.containerd.monitor.container.v1.restart,omitempty"`
 	OldRestart     map[string]any `toml:"io.containerd.internal.v1.restart,omitempty"`
 	Tracing        map[string]any `toml:"io.containerd.internal.v1.tracing,omitempty"`
@@ -186,10 +219,7 @@ type later struct {
 	OldRuntime     map[string]any `toml:"io.containerd.runtime.v1.linux,omitempty"`
 	TasksService   map[string]any `toml:"io.containerd.service.v1.tasks-service,omitempty"`
 	Aufs           map[string]any `toml:"io.containerd.snapshotter.v1.aufs,omitempty"`
-	Blockfile      map[string]any `toml:"io.containerd.snapshotter.v1.blockfile,omitempty"`
-	Btrfs          map[string]any `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
 	Devmapper      map[string]any `toml:"io.containerd.snapshotter.v1.devmapper,omitempty"`
-	Erofs          map[string]any `toml:"io.containerd.snapshotter.v1.erofs,omitempty"`
 	ZFS            map[string]any `toml:"io.containerd.snapshotter.v1.zfs,omitempty"`
 }
 
@@ -240,8 +270,8 @@ func (p *Plugins) check() error {
 	if p.TTRPC.Address == p.GRPC.Address {
 		return invalid("io.containerd.server.v1.ttrpc.address", "%s is the gRPC socket already", p.TTRPC.Address)
 	}
-	if !slices.Contains(p.Diff.Order, "walking") {
-		return invalid("io.containerd.service.v1.diff-service.default", "needed differ not loaded: %q; there is only \"walking\"", p.Diff.Order)
+	if len(p.Diff.Order) == 0 {
+		return invalid("io.containerd.service.v1.diff-service.default", "at least one differ is needed")
 	}
 	if t := p.GC.PauseThreshold; t < 0 || t > 0.5 {
 		return invalid("io.containerd.gc.v1.scheduler.pause_threshold", "%v is not between 0 and 0.5", t)

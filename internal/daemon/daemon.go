@@ -26,6 +26,7 @@ import (
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
 	"berth/internal/mount"
+	"berth/internal/remote"
 	"berth/internal/snapshot"
 	"berth/internal/task"
 	"berth/internal/transfer"
@@ -45,8 +46,12 @@ type Daemon struct {
 	run           mark
 	ready         bool   // New has succeeded
 	tempDir       string // TMPDIR before the daemon set its own
-	content       *content.Local
+	content       content.Store
+	localContent  *content.Local // nil when a proxy plugin is the content store
 	snapshotters  map[string]snapshot.Backend
+	differs       map[string]openDiffer
+	unpackDiffer  string // of transfers; the walking one when empty
+	proxies       map[string]*remote.Proxy
 	events        *events.Exchange
 	db            *meta.DB
 	tasks         *task.Manager
@@ -85,8 +90,10 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 	}{
 		{"directories", d.openDirs},
 		{"mark of the last run", d.readMark},
+		{"proxy plugins", d.openProxies},
 		{"content store", d.openContent},
 		{"snapshotters", d.openSnapshotters},
+		{"differs", d.openDiffers},
 		{"metadata", d.openMetadata},
 		{"tasks", d.openTasks},
 		{"transfer service", d.openTransfer},
@@ -162,13 +169,18 @@ func (d *Daemon) readMark(context.Context) error {
 }
 
 func (d *Daemon) openContent(ctx context.Context) error {
+	if p, err := d.contentProxy(); err != nil || p != nil {
+		d.content = p
+		return err
+	}
 	dir := filepath.Join(d.cfg.Root, contentDir)
-	return d.essential(grpcapi.Plugin{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
-		d.content, err = content.OpenLocal(content.LocalOptions{Root: dir})
+	return d.essential(grpcapi.Plugin{Type: contentPlugin, ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
+		d.localContent, err = content.OpenLocal(content.LocalOptions{Root: dir})
 		if err != nil {
 			return err
 		}
-		if removed, err := d.content.CleanIngests(ctx); err != nil {
+		d.content = d.localContent
+		if removed, err := d.localContent.CleanIngests(ctx); err != nil {
 			d.log.Warn("what earlier crashes left among the ingests stays", "error", err)
 		} else if removed > 0 {
 			d.log.Info("removed what earlier crashes left among the ingests", "removed", removed)

@@ -151,6 +151,21 @@ func TestContentContractOfProxy(t *testing.T) {
 	}.Run(t)
 }
 
+func diffFixture(d diff.Differ, store content.Store, s snapshot.Snapshotter) difftest.Fixture {
+	return difftest.Fixture{
+		Differ: d, Store: store,
+		Prepare: func(ctx context.Context, key, parent string) ([]object.Mount, error) {
+			return s.Prepare(ctx, key, parent, nil)
+		},
+		View: func(ctx context.Context, key, parent string) ([]object.Mount, error) {
+			return s.View(ctx, key, parent, nil)
+		},
+		Commit: func(ctx context.Context, name, key string) error {
+			return s.Commit(ctx, name, key, snapshot.CommitOptions{})
+		},
+	}
+}
+
 func TestDiffContract(t *testing.T) {
 	for name, of := range map[string]func(*testing.T, stores) difftest.Fixture{
 		"local": func(t *testing.T, s stores) difftest.Fixture {
@@ -160,14 +175,11 @@ func TestDiffContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return difftest.Fixture{Differ: diff.NewWalking(scope.Content()), Store: scope.Content(), Snapshotter: over}
+			return diffFixture(diff.NewWalking(scope.Content()), scope.Content(), over)
 		},
 		"proxy": func(t *testing.T, s stores) difftest.Fixture {
 			p := s.proxied(t, "diff")
-			return difftest.Fixture{
-				Differ: remote.NewDiff(p), Store: remote.NewContent(p),
-				Snapshotter: remote.NewSnapshots(p, remote.Snapshotter{Name: "native"}),
-			}
+			return diffFixture(remote.NewDiff(p), remote.NewContent(p), remote.NewSnapshots(p, remote.Snapshotter{Name: "native"}))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

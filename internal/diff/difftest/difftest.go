@@ -20,7 +20,6 @@ import (
 	"berth/internal/diff"
 	"berth/internal/mount"
 	"berth/internal/object"
-	"berth/internal/snapshot"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -32,8 +31,9 @@ type Fixture struct {
 	Differ diff.Differ
 	// Store is where the differ has its blobs.
 	Store content.Store
-	// Snapshotter makes the mounts.
-	Snapshotter snapshot.Snapshotter
+	// Prepare, View and Commit are a snapshotter's.
+	Prepare, View func(ctx context.Context, key, parent string) ([]object.Mount, error)
+	Commit        func(ctx context.Context, name, key string) error
 }
 
 // Run runs the suite; open makes an empty fixture that ends with the test.
@@ -114,19 +114,19 @@ func (f Fixture) get(t *testing.T, desc ispec.Descriptor) []byte {
 
 func (f Fixture) prepare(t *testing.T, key, parent string) []object.Mount {
 	t.Helper()
-	m, err := f.Snapshotter.Prepare(t.Context(), key, parent, nil)
+	m, err := f.Prepare(t.Context(), key, parent)
 	must(t, err)
 	return m
 }
 
 func (f Fixture) commit(t *testing.T, name, key string) {
 	t.Helper()
-	must(t, f.Snapshotter.Commit(t.Context(), name, key, snapshot.CommitOptions{}))
+	must(t, f.Commit(t.Context(), name, key))
 }
 
 func (f Fixture) view(t *testing.T, key, parent string) []object.Mount {
 	t.Helper()
-	m, err := f.Snapshotter.View(t.Context(), key, parent, nil)
+	m, err := f.View(t.Context(), key, parent)
 	must(t, err)
 	return m
 }
