@@ -122,5 +122,5 @@ func (n noDiffer) Compare(context.Context, []object.Mount, []object.Mount, diff.
 }
 
 func (n noDiffer) fail() error {
-	return fmt.Errorf("the diff service's configuration: %w: %w", n.err, errdefs.ErrUnavailable)
+	return fmt.Errorf("the diff service's configuration: %v: %w", n.err, errdefs.ErrUnavailable)
 }
