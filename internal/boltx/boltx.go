@@ -122,6 +122,15 @@ func New(f *os.File, name string) (d *DB, err error) {
 	return d, nil
 }
 
+// NoSync leaves it to the kernel when transactions reach the disk: a power cut may
+// then cost the last ones, or all. It is called before anything is written.
+func (d *DB) NoSync() {
+	d.db.NoSync = true
+	if d.sealer != nil {
+		d.sealer.noSync = true
+	}
+}
+
 // Open is Lock, Check and New, for those who cannot mend a damaged file.
 func Open(path, name string) (*DB, error) {
 	f, err := Lock(context.Background(), path, 5*time.Second)

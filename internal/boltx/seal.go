@@ -289,6 +289,8 @@ type sealer struct {
 	last  Meta
 	known pageSet // what last reaches
 	size  int64   // of the file
+
+	noSync bool // see DB.NoSync
 }
 
 const (
@@ -382,6 +384,9 @@ func (s *sealer) commit() (err error) {
 func (s *sealer) flush(seal []byte) error {
 	if _, err := s.f.WriteAt(seal, int64(s.last.Page)*int64(s.last.PageSize)+sealOffset); err != nil {
 		return err
+	}
+	if s.noSync {
+		return nil
 	}
 	return unix.Fdatasync(int(s.f.Fd()))
 }

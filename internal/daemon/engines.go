@@ -26,8 +26,8 @@ const defaultSnapshotter = "overlayfs"
 // is for its temporary mounts.
 func (d *Daemon) shimTempDir() string { return "TMPDIR=" + d.tempDir }
 
-func (d *Daemon) gcOptions() *meta.GCOptions {
-	gc := d.cfg.Plugins.GC
+func gcOptions(cfg *config.Config) *meta.GCOptions {
+	gc := cfg.Plugins.GC
 	return &meta.GCOptions{
 		PauseThreshold:    gc.PauseThreshold,
 		DeletionThreshold: gc.DeletionThreshold,

@@ -9,7 +9,9 @@ import (
 	"berth/internal/diff"
 	"berth/internal/events"
 	"berth/internal/meta"
+	"berth/internal/mount/activation"
 	"berth/internal/registry"
+	"berth/internal/sandbox"
 	"berth/internal/task"
 	"berth/internal/transfer"
 
@@ -42,6 +44,9 @@ type Options struct {
 	Events   *events.Exchange
 	Tasks    *task.Manager
 	Transfer *transfer.Service
+	Mounts   *activation.Table
+	// Sandboxers are the sandbox controllers by name.
+	Sandboxers map[string]sandbox.Controller
 	// Differ opens the differ over the content of a scope.
 	Differ func(Scope) diff.Applier
 	// SyncDiffs makes every apply of a layer durable before it returns.
@@ -102,10 +107,10 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	imagesapi.RegisterImagesServer(s, &images{db: o.DB})
 	introspectionapi.RegisterIntrospectionServer(s, &introspection{plugins: o.Plugins, uuid: o.UUID, manager: o.Tasks})
 	leasesapi.RegisterLeasesServer(s, &leases{db: o.DB})
-	mountsapi.RegisterMountsServer(s, mountsapi.UnimplementedMountsServer{})
+	mountsapi.RegisterMountsServer(s, &mounts{table: o.Mounts})
 	namespacesapi.RegisterNamespacesServer(s, &namespaces{db: o.DB})
 	sandboxapi.RegisterStoreServer(s, &sandboxes{db: o.DB})
-	sandboxapi.RegisterControllerServer(s, sandboxControllers{})
+	sandboxapi.RegisterControllerServer(s, &sandboxControllers{named: o.Sandboxers})
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})

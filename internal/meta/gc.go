@@ -121,6 +121,11 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 	}
 	defer func() { <-db.collecting }()
 	start := time.Now()
+	defer func() {
+		if db.collected != nil && ctx.Err() == nil {
+			db.collected(time.Since(start), err)
+		}
+	}()
 	db.bolt.Alone(func() { db.touched = map[node]struct{}{} })
 	defer db.bolt.Alone(func() { db.touched = nil })
 	m := newMarker(db.now())

@@ -46,6 +46,7 @@ import (
 	"berth/internal/events"
 	"berth/internal/par"
 	"berth/internal/snapshot"
+	"berth/internal/trace"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -70,6 +71,11 @@ type Options struct {
 	// LockTimeout is how long Open waits for another process that has the
 	// database open; 10 s when 0.
 	LockTimeout time.Duration
+	// NoSync leaves it to the kernel when transactions reach the disk.
+	NoSync bool
+	// Collected, unless nil, is called after each garbage collection, by whoever
+	// asked for it: it must not take long.
+	Collected func(took time.Duration, err error)
 }
 
 // DB is the metadata database.
@@ -93,6 +99,9 @@ type DB struct {
 	collecting chan struct{}     // capacity 1: held by the collection that runs
 	touched    map[node]struct{} // the barrier of gc.go; belongs to the write transaction
 
+	noSync    bool
+	collected func(time.Duration, error)
+
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
 	background sync.WaitGroup
@@ -109,6 +118,8 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 		isolated:   opts.Isolated,
 		clock:      opts.Now,
 		log:        opts.Log,
+		noSync:     opts.NoSync,
+		collected:  opts.Collected,
 		collecting: make(chan struct{}, 1),
 	}
 	db.content.store = opts.Content
@@ -129,7 +140,7 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 	if opts.GC != nil {
 		gc = *opts.GC
 	}
-	db.ctx, db.cancel = context.WithCancel(context.Background())
+	db.ctx, db.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	db.sched = newScheduler(gc, db.clock, db.collectInBackground)
 	db.backup.run = db.backupInBackground
 	timeout := opts.LockTimeout
@@ -166,6 +177,9 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 	}
 	if db.bolt, err = boltx.New(f, "meta"); err != nil {
 		return err
+	}
+	if db.noSync {
+		db.bolt.NoSync()
 	}
 	defer func() {
 		if err != nil {
@@ -246,7 +260,10 @@ func (db *DB) waitForBackends() {
 }
 
 func (db *DB) collectInBackground() bool {
-	_, _, err := db.collect(db.ctx)
+	ctx, span := trace.Start(db.ctx, "gc.collect")
+	stats, _, err := db.collect(ctx)
+	span.Set(trace.Int("removed", stats.Removed))
+	span.End(err)
 	if err != nil && db.ctx.Err() == nil {
 		db.log.Error("garbage collection failed", "error", err)
 	}

@@ -21,6 +21,9 @@ import (
 // directory, and of work directories under the root.
 const tasksDir = "io.containerd.runtime.v2.task"
 
+// sandboxesDir is the same for sandboxes that are shims.
+const sandboxesDir = "io.containerd.sandbox.controller.v1.shim"
+
 // Files of a bundle, with containerd's names. The daemon writes these; the shim
 // adds more (options.json, runtime, init.pid, …).
 const (
@@ -44,10 +47,14 @@ type bundle struct {
 	work string
 }
 
-func (m *Manager) bundleOf(k key) bundle {
+func (m *Manager) bundleOf(k key, sandbox bool) bundle {
+	dir := tasksDir
+	if sandbox {
+		dir = sandboxesDir
+	}
 	return bundle{
-		path: filepath.Join(m.opts.State, tasksDir, k.namespace, k.id),
-		work: filepath.Join(m.opts.Root, tasksDir, k.namespace, k.id),
+		path: filepath.Join(m.opts.State, dir, k.namespace, k.id),
+		work: filepath.Join(m.opts.Root, dir, k.namespace, k.id),
 	}
 }
 

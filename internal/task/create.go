@@ -50,7 +50,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, fmt.Errorf("create task of container %q: %w", c.ID, err)
 	}
-	t, err := m.reserve(ctx, key{namespace, c.ID})
+	t, err := m.reserve(ctx, key{namespace, c.ID}, false)
 	if err != nil {
 		return 0, err
 	}
@@ -114,10 +114,15 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		m.discard(t)
 		return 0, nil, err
 	}
+	rootfs, err := m.prepareRootfs(ctx, t, s, p)
+	if err != nil {
+		m.undo(t, s, p)
+		return 0, nil, fmt.Errorf("root filesystem: %w", err)
+	}
 	req := &taskapi.CreateTaskRequest{
 		ID:         t.id,
 		Bundle:     t.bundle.path,
-		Rootfs:     wire.MountsToProto(p.Rootfs),
+		Rootfs:     wire.MountsToProto(rootfs),
 		Terminal:   p.IO.Terminal,
 		Stdin:      p.IO.Stdin,
 		Stdout:     p.IO.Stdout,
@@ -209,6 +214,7 @@ func (m *Manager) discard(t *task) {
 	if err := t.bundle.remove(m.later); err != nil {
 		m.log.Warn("bundle not removed", "namespace", t.namespace, "id", t.id, "error", err)
 	}
+	m.releaseRootfs(t)
 }
 
 // later runs what nobody has to wait for; Close waits for it.
@@ -244,12 +250,15 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 	return m.startOther(ctx, t, p)
 }
 
-// sandboxShim is the shim of a sandbox's own task, if that can hold further
-// containers (version 3 of the API).
+// sandboxShim is the shim of a sandbox, or of a sandbox's own task, if that can hold
+// further containers (version 3 of the API).
 func (m *Manager) sandboxShim(namespace, id string) *shim {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sandbox := m.tasks[key{namespace, id}]
+	sandbox := m.sandboxes[key{namespace, id}]
+	if sandbox == nil {
+		sandbox = m.tasks[key{namespace, id}]
+	}
 	if sandbox == nil || sandbox.phase != alive || sandbox.shim.version.Load() < 3 {
 		return nil
 	}
@@ -357,6 +366,7 @@ func (m *Manager) claim(ctx context.Context, t *task, boot *bootapi.BootstrapRes
 		switch {
 		case s == nil:
 			s = m.newShim(boot.Address, boot.Protocol, binary, boot.Version)
+			s.mounts = mountsOf(boot)
 			s.tasks[t] = true
 			m.shims[boot.Address] = s
 			m.mu.Unlock()
@@ -475,7 +485,7 @@ func (m *Manager) seeOff(s *shim, k key, refused error) {
 	}
 	if refused != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
-		s.kill(m.bundleOf(k))
+		s.kill(m.bundleOf(k, false))
 		return
 	}
 	m.mu.Lock()

@@ -43,7 +43,7 @@ func TestBundleModes(t *testing.T) {
 		t.Skip("needs root: chown")
 	}
 	m, _ := newManager(t)
-	plain, mapped := m.bundleOf(key{"ns", "plain"}), m.bundleOf(key{"ns", "mapped"})
+	plain, mapped := m.bundleOf(key{"ns", "plain"}, false), m.bundleOf(key{"ns", "mapped"}, false)
 	if err := plain.create([]byte("{}"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestBundleModes(t *testing.T) {
 // What somebody stored in an unmounted rootfs is not deleted.
 func TestRemoveKeepsRootfsContents(t *testing.T) {
 	m, _ := newManager(t)
-	b := m.bundleOf(key{"ns", "c"})
+	b := m.bundleOf(key{"ns", "c"}, false)
 	if err := b.create([]byte("{}"), 0); err != nil {
 		t.Fatal(err)
 	}

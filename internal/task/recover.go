@@ -36,17 +36,28 @@ type leftovers struct {
 	rebooted bool
 }
 
-// findBundles registers the bundles that an earlier daemon left, and hides the
-// work directories that no bundle has.
+// findBundles registers the bundles that an earlier daemon left, of tasks and of
+// sandboxes, and hides the work directories that no bundle has.
 func (m *Manager) findBundles() error {
-	state, root := filepath.Join(m.opts.State, tasksDir), filepath.Join(m.opts.Root, tasksDir)
+	if err := m.findIn(sandboxesDir, true); err != nil {
+		return err
+	}
+	if err := m.findIn(tasksDir, false); err != nil {
+		return err
+	}
+	m.found.rebooted = m.noteBoot(filepath.Join(m.opts.State, tasksDir, bootFile))
+	return nil
+}
+
+func (m *Manager) findIn(dir string, sandbox bool) error {
+	state, root := filepath.Join(m.opts.State, dir), filepath.Join(m.opts.Root, dir)
 	err := eachDir(state, func(k key, hidden bool) {
 		if hidden {
 			m.found.hidden = append(m.found.hidden, filepath.Join(state, k.namespace, k.id))
 			return
 		}
-		t := m.newTask(k, recovering)
-		m.tasks[k] = t
+		t := m.newTask(k, recovering, sandbox)
+		m.table(sandbox)[k] = t
 		m.found.tasks = append(m.found.tasks, t)
 	})
 	if err != nil {
@@ -54,7 +65,7 @@ func (m *Manager) findBundles() error {
 	}
 	err = eachDir(root, func(k key, hidden bool) {
 		path := filepath.Join(root, k.namespace, k.id)
-		if !hidden && m.tasks[k] != nil {
+		if !hidden && m.table(sandbox)[k] != nil {
 			return
 		}
 		if !hidden {
@@ -69,7 +80,6 @@ func (m *Manager) findBundles() error {
 	if err != nil {
 		return fmt.Errorf("look for work directories: %w", err)
 	}
-	m.found.rebooted = m.noteBoot(filepath.Join(state, bootFile))
 	return nil
 }
 
@@ -231,6 +241,10 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 	}
 	failpoint.Hit("task.recover.connected")
 	t.shim = s
+	if t.sandbox {
+		m.inspectSandbox(ctx, t, s)
+		return
+	}
 	var p object.Process
 	if err == nil || errdefs.IsNotFound(err) {
 		p, err = t.state(ctx, "")
