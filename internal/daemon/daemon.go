@@ -279,7 +279,8 @@ func (d *Daemon) openTasks(context.Context) error {
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
 		d.sandboxers = map[string]sandbox.Controller{"shim": d.tasks.Sandboxes()}
-		d.working(grpcapi.Plugin{Type: "io.containerd.sandbox.controller.v1", ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.working(grpcapi.Plugin{Type: sandboxPlugin, ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.proxySandboxers()
 		d.openRestart()
 		return nil
 	})

@@ -16,7 +16,10 @@ import (
 	"github.com/containerd/platforms"
 )
 
-const contentPlugin = "io.containerd.content.v1"
+const (
+	contentPlugin = "io.containerd.content.v1"
+	sandboxPlugin = "io.containerd.sandbox.controller.v1"
+)
 
 // openProxies makes the connections to proxy plugins. None is used yet: they
 // may come up after the daemon.
@@ -79,4 +82,17 @@ func (d *Daemon) contentProxy() (content.Store, error) {
 		})
 	}
 	return store, nil
+}
+
+// proxySandboxers adds the sandbox controllers that are proxy plugins.
+func (d *Daemon) proxySandboxers() {
+	for name := range d.proxiesOf("sandbox", sandboxPlugin) {
+		d.proxyPlugin(name, sandboxPlugin, func(conn *remote.Proxy) error {
+			if _, ok := d.sandboxers[name]; ok {
+				return fmt.Errorf("a sandbox controller of that name is built in: %w", errdefs.ErrAlreadyExists)
+			}
+			d.sandboxers[name] = remote.NewSandboxes(conn, name)
+			return nil
+		})
+	}
 }

@@ -25,6 +25,7 @@ import (
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/go-digest"
@@ -103,6 +104,7 @@ func TestProxyPlugins(t *testing.T) {
 		"native": {Type: "snapshot", Address: filepath.Join(dir, "dead")},
 		"blobs":  {Type: "content", Address: filepath.Join(dir, "dead")},
 		"apply":  {Type: "diff", Address: filepath.Join(dir, "live")},
+		"pods":   {Type: "sandbox", Address: filepath.Join(dir, "dead")},
 	}
 	cfg.Plugins.Diff.Order = []string{"apply", "walking"}
 	d := start(t, cfg)
@@ -114,6 +116,9 @@ func TestProxyPlugins(t *testing.T) {
 	}
 	if err := prepare("dead", "a"); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), filepath.Join(dir, "dead")) {
 		t.Errorf("a dead one: %v", err)
+	}
+	if _, err := sandboxapi.NewControllerClient(d.conn).Shutdown(ctx, &sandboxapi.ControllerShutdownRequest{Sandboxer: "pods", SandboxID: "x"}); status.Code(err) != codes.Unavailable {
+		t.Errorf("a dead sandbox controller: %v", err)
 	}
 	waiting, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
