@@ -110,6 +110,14 @@ func runScripts(t *testing.T, restarts bool) {
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
 			"terminal": cmdTerminal,
+			"signal":   cmdSignal,
+			"ports":    cmdPorts,
+			"get":      cmdGet,
+			"inherit":  cmdInherit,
+			"notify":   cmdNotify,
+			"certs":    cmdCerts,
+			"dial":     cmdDial,
+			"owner":    cmdOwner,
 		},
 	})
 }
@@ -131,6 +139,7 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
+	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
 }
 
 const machineKey = "machine"
@@ -177,6 +186,9 @@ func (m *machine) start() error {
 	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.prepare != nil {
+		m.prepare(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
