@@ -138,9 +138,6 @@ func (c Containers) check(ctr *object.Container) error {
 	if err := checkRuntime(what, ctr.Runtime); err != nil {
 		return err
 	}
-	if ctr.Spec == nil {
-		return invalid("%s has no spec", what)
-	}
 	if ctr.SnapshotKey != "" && ctr.Snapshotter == "" {
 		return invalid("%s names the snapshot %q, but no snapshotter", what, ctr.SnapshotKey)
 	}
