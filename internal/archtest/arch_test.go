@@ -48,6 +48,8 @@ var floors = map[string]int{
 	"boltx":      1,
 	"par":        1,
 	"cleanup":    1,
+	"metrics":    1,
+	"trace":      0,
 	"failpoint":  0,
 	"object":     0,
 	"version":    0,

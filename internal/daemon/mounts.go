@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"path/filepath"
+	"time"
 
 	"berth/internal/grpcapi"
 	"berth/internal/mount"
@@ -29,9 +30,10 @@ func (d *Daemon) openMounts(context.Context) error {
 	return nil
 }
 
-// mountsMayGo notes that garbage was collected, and with it perhaps what mounts
+// collected notes that garbage was collected, and with it perhaps what mounts
 // were kept for.
-func (d *Daemon) mountsMayGo() {
+func (d *Daemon) collected(took time.Duration, err error) {
+	d.collections.Done(took, err)
 	select {
 	case d.garbage <- struct{}{}:
 	default:

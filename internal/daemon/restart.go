@@ -15,10 +15,7 @@ func (d *Daemon) openRestart() {
 		Requires:     []string{"io.containerd.event.v1", "io.containerd.service.v1"},
 		Capabilities: restart.Policies(),
 	}, func() error {
-		interval, err := d.restartInterval()
-		if err != nil {
-			return err
-		}
+		interval := time.Duration(d.cfg.Plugins.Restart.Interval)
 		m := restart.New(restart.Options{DB: d.db, Tasks: d.tasks, Events: d.events, Interval: interval, Log: d.log})
 		d.background.Go(func() {
 			select {
@@ -29,15 +26,4 @@ func (d *Daemon) openRestart() {
 		})
 		return nil
 	})
-}
-
-// restartInterval reads the table of the monitor, or the one that it had in
-// earlier versions.
-func (d *Daemon) restartInterval() (time.Duration, error) {
-	for _, table := range []map[string]any{d.cfg.Plugins.Restart, d.cfg.Plugins.OldRestart} {
-		if s, ok := table["interval"].(string); ok {
-			return time.ParseDuration(s)
-		}
-	}
-	return restart.DefaultInterval, nil
 }

@@ -10,6 +10,7 @@ import (
 	"berth/internal/events"
 	"berth/internal/meta"
 	"berth/internal/mount/activation"
+	"berth/internal/registry"
 	"berth/internal/sandbox"
 	"berth/internal/task"
 	"berth/internal/transfer"
@@ -37,7 +38,7 @@ import (
 )
 
 // Options of the API: the engines behind it, and what it tells about the
-// daemon. All are required but HostDir
+// daemon. All are required but Registry
 // and Activity.
 type Options struct {
 	DB       *meta.DB
@@ -51,8 +52,9 @@ type Options struct {
 	Differ func(Scope) diff.Applier
 	// SyncDiffs makes every apply of a layer durable before it returns.
 	SyncDiffs bool
-	// HostDir has hosts.toml files for transfers that name no directory.
-	HostDir string
+	// Registry is what transfers from and to registries begin with; clients may
+	// name another directory of hosts.toml files.
+	Registry registry.Options
 	// Plugins are the parts of the daemon for introspection, in order of start.
 	Plugins []Plugin
 	// UUID identifies this daemon's root for ever.
@@ -113,7 +115,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})
-	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir, log: o.Log})
+	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, registry: o.Registry, log: o.Log})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
 	healthapi.RegisterHealthServer(s, health.NewServer())
 	return &Server{s, stop}

@@ -37,6 +37,8 @@ const (
 	sandboxFile = "sandbox"
 	logFIFO     = "log"
 	initPIDFile = "init.pid"
+	// withdrawnFile is config.json while a Create is being undone.
+	withdrawnFile = ".config.json"
 )
 
 // bundle names the directories of one task.
@@ -175,6 +177,24 @@ func mkdirBelow(path string, mode os.FileMode) error {
 		return err
 	}
 	return os.Mkdir(path, mode)
+}
+
+// withdraw takes the OCI spec out of the shim's reach, without which no shim makes
+// a container: a Create that it has not begun by now, as one that still lies in a
+// socket of a daemon that died, comes to nothing.
+func (b bundle) withdraw() error {
+	err := os.Rename(b.file(specFile), b.file(withdrawnFile))
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+// restore undoes withdraw, for the delete commands of shims that read the spec.
+func (b bundle) restore() {
+	if err := os.Rename(b.file(withdrawnFile), b.file(specFile)); err != nil && !isGone(err) {
+		os.Remove(b.file(withdrawnFile))
+	}
 }
 
 // remove takes the bundle and its work directory away: at once by renaming them

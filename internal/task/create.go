@@ -11,6 +11,7 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/object"
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 	"berth/internal/wire"
 
@@ -146,17 +147,24 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 	return resp.GetPid(), s, nil
 }
 
-// undo takes back a create that failed at the shim, which may have answered, be
-// still at it, hang or be dead. It is bounded and independent of the caller.
+// undo takes back a create that failed at the shim, or that nobody waits for any
+// more. The shim may have answered, be still at it, have the request before it,
+// hang or be dead. It is bounded and independent of the caller.
+//
+// Berth's shim settles a Create that it has begun before it answers Delete, and
+// begins none without the spec: after the two, nothing of the container is there
+// or to come. Another shim may answer that there is no container while it makes
+// one: see undoForeign.
 func (m *Manager) undo(t *task, s *shim, p plan) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), undoTimeout)
 	defer cancel()
+	if err := t.bundle.withdraw(); err != nil {
+		m.log.Warn("spec of a failed create not withdrawn", "namespace", t.namespace, "id", t.id, "error", err)
+	}
+	failpoint.Hit("task.undo.withdrawn")
 	alone := m.detach(t, s)
-	call, cancelCall := context.WithTimeout(ctx, loadTimeout)
-	err := s.call(call, t.key, "Delete", &taskapi.DeleteRequest{ID: t.id}, &taskapi.DeleteResponse{})
-	cancelCall()
+	orderly := s.deleteNow(ctx, t.key)
 	failpoint.Hit("task.undo.deleted")
-	orderly := err == nil || errdefs.IsNotFound(err) && !s.isDead()
 	if alone {
 		if orderly {
 			m.retire(ctx, s, t.key)
@@ -164,12 +172,41 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 			s.kill(t.bundle)
 		}
 	}
+	t.bundle.restore()
+	if alone && !s.own {
+		m.undoForeign(ctx, t, s)
+		orderly = false
+	}
 	if !orderly {
 		if _, err := m.runDelete(ctx, p.binary, t); err != nil {
 			m.log.Warn("failed create not cleaned up by the shim", "namespace", t.namespace, "id", t.id, "error", err)
 		}
 	}
 	m.discard(t)
+}
+
+// deleteNow has the shim delete what it has of a container, and tells whether
+// that is nothing now.
+func (s *shim) deleteNow(ctx context.Context, k key) bool {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	err := s.call(ctx, k, "Delete", &taskapi.DeleteRequest{ID: k.id}, &taskapi.DeleteResponse{})
+	return err == nil || errdefs.IsNotFound(err) && !s.isDead()
+}
+
+// undoForeign ends for certain a shim that was told to, but of which it is not
+// known that it let go of the container before: one that was adopted, or another's.
+func (m *Manager) undoForeign(ctx context.Context, t *task, s *shim) {
+	if !s.isDead() {
+		// A Create that was under way has given it a container after all.
+		err := s.call(ctx, t.key, "State", &taskapi.StateRequest{ID: t.id}, &taskapi.StateResponse{})
+		if err == nil && s.deleteNow(ctx, t.key) {
+			m.retire(ctx, s, t.key)
+		}
+	}
+	if _, err := os.Lstat(t.bundle.file(sandboxFile)); isGone(err) {
+		t.bundle.killWorkers()
+	}
 }
 
 // discard removes the bundle where an error to do so cannot be returned.
@@ -292,6 +329,9 @@ func (m *Manager) endStray(t *task, address string) {
 	defer cancel()
 	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
+		if shimconn.NobodyListens(err) {
+			m.removeSocket(strings.TrimPrefix(address, "unix://"))
+		}
 		return
 	}
 	defer c.Close()
@@ -305,7 +345,7 @@ func (m *Manager) endStray(t *task, address string) {
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
-	if pid := int(who.GetShimPid()); pid > 1 && worksIn(pid, t.bundle.path) {
+	if pid := int(who.GetShimPid()); pid > 1 && procfs.WorksIn(pid, t.bundle.path) {
 		if p, err := openProcess(pid); err == nil {
 			p.kill()
 			<-p.exited

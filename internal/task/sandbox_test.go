@@ -11,6 +11,7 @@ import (
 
 	"berth/internal/object"
 	"berth/internal/sandbox"
+	"berth/internal/task/procfs"
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
@@ -255,7 +256,7 @@ func TestSandboxDeath(t *testing.T) {
 		_, err := s.Wait(ctx, "ns", "pod")
 		waited <- err
 	}()
-	for _, pid := range processesIn(m.bundleOf(key{"ns", "pod"}, true).path) {
+	for _, pid := range procfs.Workers(m.bundleOf(key{"ns", "pod"}, true).path) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	if err := <-waited; err != nil {

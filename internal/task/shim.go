@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -161,7 +162,7 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 	s.mu.Unlock()
 	if pid := int(resp.ShimPid); !known && pid > 1 {
 		if p, err := openProcess(pid); err == nil {
-			if worksIn(pid, t.bundle.path) {
+			if procfs.WorksIn(pid, t.bundle.path) {
 				s.watch(p)
 			} else {
 				p.close()
@@ -336,7 +337,7 @@ func (s *shim) kill(b bundle) {
 		p.kill()
 		return
 	}
-	b.killShims()
+	b.killWorkers()
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.

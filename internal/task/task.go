@@ -48,6 +48,9 @@ const (
 	loadTimeout     = 5 * time.Second
 	cleanupTimeout  = 10 * time.Second
 	shutdownTimeout = 3 * time.Second
+	// undoTimeout bounds the whole of taking back a create: a delete, the end of
+	// the shim, and the delete command.
+	undoTimeout = 3 * cleanupTimeout
 )
 
 // Manager starts, finds and ends shims, and passes operations on to them. One
