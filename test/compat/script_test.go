@@ -460,6 +460,7 @@ var script = []call{
 	in("", "Version/Version", ``),
 	in("", "Health/Check", ``),
 	in("", "Health/Check", `service:"none"`),
+	in("", "Health/List", ``),
 
 	// Streams and transfers that cannot be
 	in("d", "Streaming/Stream", `type_url:"nonsense"`),
