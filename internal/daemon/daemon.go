@@ -259,7 +259,8 @@ func (d *Daemon) openTasks(context.Context) error {
 	}
 	return d.essential(grpcapi.Plugin{
 		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: d.taskPlatforms(),
-		Requires: []string{"io.containerd.metadata.v1", "io.containerd.event.v1", "io.containerd.shim.v1"},
+		Requires: []string{"io.containerd.shim.v1", "io.containerd.mount-manager.v1", "io.containerd.warning.v1"},
+		Exports:  map[string]string{"log-uri-schemes": "fifo,binary,binary-v2,file"},
 	}, func() (err error) {
 		d.tasks, err = task.New(task.Options{
 			Root:         d.cfg.Root,

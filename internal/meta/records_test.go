@@ -156,7 +156,6 @@ func TestContainers(t *testing.T) {
 	for name, change := range map[string]func(*object.Container){
 		"bad ID":              func(c *object.Container) { c.ID = "a b" },
 		"no runtime":          func(c *object.Container) { c.Runtime.Name = "" },
-		"no spec":             func(c *object.Container) { c.Spec = nil },
 		"key, no snapshotter": func(c *object.Container) { c.SnapshotKey = "k" },
 		"nameless extension":  func(c *object.Container) { c.Extensions = map[string]object.Any{"": {}} },
 	} {
