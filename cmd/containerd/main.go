@@ -19,7 +19,7 @@ const usage = `containerd - the Berth container daemon
 
 USAGE:
    containerd [flags]                 run the daemon in the foreground
-   containerd [flags] config COMMAND  show configurations: default, dump, migrate
+   containerd [flags] config COMMAND  show configurations: default, dump, migrate, check
    containerd [flags] publish         publish an event, which is read from stdin
    containerd oci-hook COMMAND...     run a command as an OCI hook, its arguments filled in
 
@@ -38,11 +38,20 @@ EXAMPLES:
 `
 
 func main() {
-	if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		os.Exit(int(status))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "containerd:", err)
 		os.Exit(1)
 	}
 }
+
+// exitStatus ends the program after it has said all there is to say.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // flags of the command line; an empty one was not given.
 type flags struct {

@@ -74,7 +74,7 @@ func TestConfigCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := config.Default().Decode("default", []byte(out)); err != nil {
+	if _, _, err := config.Parse("default", []byte(out)); err != nil {
 		t.Errorf("the default cannot be read: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "config.toml")

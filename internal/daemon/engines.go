@@ -13,12 +13,15 @@ import (
 	"berth/internal/diff"
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
+	"berth/internal/registry"
 	"berth/internal/snapshot"
 	"berth/internal/snapshot/native"
 	"berth/internal/snapshot/overlay"
 	"berth/internal/transfer"
+	"berth/internal/transfer/verify"
 
 	"github.com/containerd/errdefs"
+	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // defaultSnapshotter is what clients get that name none.
@@ -68,8 +71,8 @@ func (d *Daemon) openSnapshotter(name, root string, open func(root string) (snap
 	}
 }
 
-func (d *Daemon) gcOptions() *meta.GCOptions {
-	gc := d.cfg.Plugins.GC
+func gcOptions(cfg *config.Config) *meta.GCOptions {
+	gc := cfg.Plugins.GC
 	return &meta.GCOptions{
 		PauseThreshold:    gc.PauseThreshold,
 		DeletionThreshold: gc.DeletionThreshold,
@@ -83,6 +86,9 @@ func (d *Daemon) gcOptions() *meta.GCOptions {
 func (d *Daemon) reportDamage(r meta.Report) {
 	for _, name := range r.Unreadable {
 		d.log.Error("a record cannot be read", "record", name)
+	}
+	if r.Undone != 0 {
+		d.log.Info("the last transaction of the metadata database was cut short by a power cut and is undone; nobody was told that it had succeeded", "transaction", r.Undone)
 	}
 	if r.Damage == nil {
 		return
@@ -115,11 +121,35 @@ func (d *Daemon) openTransfer(context.Context) error {
 			Differ:       diff.NewWalking(d.content),
 			Snapshotter:  name,
 			MaxDownloads: t.MaxConcurrentDownloads,
+			MaxUploads:   t.MaxConcurrentUploadedLayers,
 			MaxUnpacks:   t.MaxConcurrentUnpacks,
 			TempDir:      os.TempDir(),
+			Verify:       d.verifier(),
 		})
 		return nil
 	})
+}
+
+// verifier asks the image verifiers that are configured.
+func (d *Daemon) verifier() func(context.Context, string, ispec.Descriptor) error {
+	c := d.cfg.Plugins.Verifier
+	dir := &verify.Directory{Path: c.BinDir, Max: c.MaxVerifiers, Timeout: time.Duration(c.PerVerifierTimeout), Log: d.log}
+	var ask func(context.Context, string, ispec.Descriptor) error
+	d.optional(grpcapi.Plugin{Type: "io.containerd.image-verifier.v1", ID: "bindir"}, func() error {
+		ask = dir.Verify
+		return nil
+	})
+	return ask
+}
+
+// registryOptions are what all remotes of the daemon share.
+func (d *Daemon) registryOptions() registry.Options {
+	t := d.cfg.Plugins.Transfer
+	opts := registry.Options{HostDir: t.ConfigPath, Network: registry.NewNetwork(), Connections: t.MaxConcurrentDownloads}
+	if n := t.ConcurrentLayerFetchBuffer; n > 512 { // Compat: up to that it is off
+		opts.Chunk = int64(n)
+	}
+	return opts
 }
 
 // transferSnapshotter is the snapshotter of the first unpack configuration

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"berth/internal/trace"
 
 	"github.com/containerd/errdefs"
 )
@@ -173,4 +176,26 @@ func bare(s string) bool {
 		}
 	}
 	return true
+}
+
+// WithTraceIDs puts the identity of the span in whose context a line is logged
+// on that line.
+func WithTraceIDs(log *slog.Logger) *slog.Logger { return slog.New(spanHandler{log.Handler()}) }
+
+type spanHandler struct{ slog.Handler }
+
+func (h spanHandler) Handle(ctx context.Context, r slog.Record) error {
+	if s := trace.FromContext(ctx); s != nil {
+		r = r.Clone()
+		r.AddAttrs(slog.String("trace_id", hex.EncodeToString(s.Trace[:])), slog.String("span_id", hex.EncodeToString(s.Identity.Span[:])))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h spanHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return spanHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h spanHandler) WithGroup(name string) slog.Handler {
+	return spanHandler{h.Handler.WithGroup(name)}
 }

@@ -19,6 +19,7 @@ func (d *Daemon) recover() {
 	defer close(d.settled)
 	begin := time.Now()
 	d.recoverTasks()
+	close(d.adopted)
 	d.log.Debug("tasks are recovered", "took", time.Since(begin))
 	d.verify()
 }

@@ -11,6 +11,7 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/object"
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 	"berth/internal/wire"
 
@@ -49,7 +50,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, fmt.Errorf("create task of container %q: %w", c.ID, err)
 	}
-	t, err := m.reserve(ctx, key{namespace, c.ID})
+	t, err := m.reserve(ctx, key{namespace, c.ID}, false)
 	if err != nil {
 		return 0, err
 	}
@@ -113,10 +114,15 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		m.discard(t)
 		return 0, nil, err
 	}
+	rootfs, err := m.prepareRootfs(ctx, t, s, p)
+	if err != nil {
+		m.undo(t, s, p)
+		return 0, nil, fmt.Errorf("root filesystem: %w", err)
+	}
 	req := &taskapi.CreateTaskRequest{
 		ID:         t.id,
 		Bundle:     t.bundle.path,
-		Rootfs:     wire.MountsToProto(p.Rootfs),
+		Rootfs:     wire.MountsToProto(rootfs),
 		Terminal:   p.IO.Terminal,
 		Stdin:      p.IO.Stdin,
 		Stdout:     p.IO.Stdout,
@@ -141,23 +147,35 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 	return resp.GetPid(), s, nil
 }
 
-// undo takes back a create that failed at the shim, which may have answered, be
-// still at it, hang or be dead. It is bounded and independent of the caller.
+// undo takes back a create that failed at the shim, or that nobody waits for any
+// more. The shim may have answered, be still at it, have the request before it,
+// hang or be dead. It is bounded and independent of the caller.
+//
+// Berth's shim settles a Create that it has begun before it answers Delete, and
+// begins none without the spec: after the two, nothing of the container is there
+// or to come. Another shim may answer that there is no container while it makes
+// one: see undoForeign.
 func (m *Manager) undo(t *task, s *shim, p plan) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), undoTimeout)
 	defer cancel()
+	if err := t.bundle.withdraw(); err != nil {
+		m.log.Warn("spec of a failed create not withdrawn", "namespace", t.namespace, "id", t.id, "error", err)
+	}
+	failpoint.Hit("task.undo.withdrawn")
 	alone := m.detach(t, s)
-	call, cancelCall := context.WithTimeout(ctx, loadTimeout)
-	err := s.call(call, t.key, "Delete", &taskapi.DeleteRequest{ID: t.id}, &taskapi.DeleteResponse{})
-	cancelCall()
+	orderly := s.deleteNow(ctx, t.key)
 	failpoint.Hit("task.undo.deleted")
-	orderly := err == nil || errdefs.IsNotFound(err) && !s.isDead()
 	if alone {
 		if orderly {
 			m.retire(ctx, s, t.key)
 		} else {
 			s.kill(t.bundle)
 		}
+	}
+	t.bundle.restore()
+	if alone && !s.own {
+		m.undoForeign(ctx, t, s)
+		orderly = false
 	}
 	if !orderly {
 		if _, err := m.runDelete(ctx, p.binary, t); err != nil {
@@ -167,11 +185,36 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 	m.discard(t)
 }
 
+// deleteNow has the shim delete what it has of a container, and tells whether
+// that is nothing now.
+func (s *shim) deleteNow(ctx context.Context, k key) bool {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	err := s.call(ctx, k, "Delete", &taskapi.DeleteRequest{ID: k.id}, &taskapi.DeleteResponse{})
+	return err == nil || errdefs.IsNotFound(err) && !s.isDead()
+}
+
+// undoForeign ends for certain a shim that was told to, but of which it is not
+// known that it let go of the container before: one that was adopted, or another's.
+func (m *Manager) undoForeign(ctx context.Context, t *task, s *shim) {
+	if !s.isDead() {
+		// A Create that was under way has given it a container after all.
+		err := s.call(ctx, t.key, "State", &taskapi.StateRequest{ID: t.id}, &taskapi.StateResponse{})
+		if err == nil && s.deleteNow(ctx, t.key) {
+			m.retire(ctx, s, t.key)
+		}
+	}
+	if _, err := os.Lstat(t.bundle.file(sandboxFile)); isGone(err) {
+		t.bundle.killWorkers()
+	}
+}
+
 // discard removes the bundle where an error to do so cannot be returned.
 func (m *Manager) discard(t *task) {
 	if err := t.bundle.remove(m.later); err != nil {
 		m.log.Warn("bundle not removed", "namespace", t.namespace, "id", t.id, "error", err)
 	}
+	m.releaseRootfs(t)
 }
 
 // later runs what nobody has to wait for; Close waits for it.
@@ -207,12 +250,15 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 	return m.startOther(ctx, t, p)
 }
 
-// sandboxShim is the shim of a sandbox's own task, if that can hold further
-// containers (version 3 of the API).
+// sandboxShim is the shim of a sandbox, or of a sandbox's own task, if that can hold
+// further containers (version 3 of the API).
 func (m *Manager) sandboxShim(namespace, id string) *shim {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sandbox := m.tasks[key{namespace, id}]
+	sandbox := m.sandboxes[key{namespace, id}]
+	if sandbox == nil {
+		sandbox = m.tasks[key{namespace, id}]
+	}
 	if sandbox == nil || sandbox.phase != alive || sandbox.shim.version.Load() < 3 {
 		return nil
 	}
@@ -283,6 +329,9 @@ func (m *Manager) endStray(t *task, address string) {
 	defer cancel()
 	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
+		if shimconn.NobodyListens(err) {
+			m.removeSocket(strings.TrimPrefix(address, "unix://"))
+		}
 		return
 	}
 	defer c.Close()
@@ -296,7 +345,7 @@ func (m *Manager) endStray(t *task, address string) {
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
-	if pid := int(who.GetShimPid()); pid > 1 && worksIn(pid, t.bundle.path) {
+	if pid := int(who.GetShimPid()); pid > 1 && procfs.WorksIn(pid, t.bundle.path) {
 		if p, err := openProcess(pid); err == nil {
 			p.kill()
 			<-p.exited
@@ -317,6 +366,7 @@ func (m *Manager) claim(ctx context.Context, t *task, boot *bootapi.BootstrapRes
 		switch {
 		case s == nil:
 			s = m.newShim(boot.Address, boot.Protocol, binary, boot.Version)
+			s.mounts = mountsOf(boot)
 			s.tasks[t] = true
 			m.shims[boot.Address] = s
 			m.mu.Unlock()
@@ -435,7 +485,7 @@ func (m *Manager) seeOff(s *shim, k key, refused error) {
 	}
 	if refused != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
-		s.kill(m.bundleOf(k))
+		s.kill(m.bundleOf(k, false))
 		return
 	}
 	m.mu.Lock()

@@ -73,6 +73,10 @@ func (m *Manager) bury(t *task) {
 // reports it.
 func (m *Manager) conclude(ctx context.Context, t *task, exit object.Exit) {
 	m.discard(t)
+	if t.sandbox {
+		m.endSandbox(ctx, t, exit)
+		return
+	}
 	failpoint.Hit("task.bury.before-report")
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskExit(t.id, "", exit))
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskDelete(t.id, "", exit))

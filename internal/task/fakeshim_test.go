@@ -21,6 +21,7 @@ import (
 	"berth/internal/task/shimconn"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
@@ -279,6 +280,9 @@ func fakeServe(l net.Listener, bundle string) error {
 	if s.how["grpc"] != "" {
 		g := grpc.NewServer()
 		taskapi.RegisterTaskServer(g, grpcFake{s: s})
+		if s.how["sandbox"] != "" {
+			sandboxapi.RegisterSandboxServer(g, &fakeSandbox{how: s.how, ended: make(chan struct{})})
+		}
 		return g.Serve(l)
 	}
 	server, err := ttrpc.NewServer()
@@ -289,6 +293,9 @@ func fakeServe(l net.Listener, bundle string) error {
 		server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: s.v2()})
 	} else {
 		taskapi.RegisterTTRPCTaskService(server, s)
+	}
+	if s.how["sandbox"] != "" {
+		sandboxapi.RegisterTTRPCSandboxService(server, &fakeSandbox{how: s.how, ended: make(chan struct{})})
 	}
 	if s.how["listen"] == "wedged" {
 		select {}

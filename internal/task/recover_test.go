@@ -142,7 +142,7 @@ func TestRecoverHalfMade(t *testing.T) {
 	m, _ := newManager(t)
 	own := fakeBinary(t, ownShim)
 	ctx := within(t, 15*time.Second)
-	b := func(id string) bundle { return m.bundleOf(key{"ns", id}) }
+	b := func(id string) bundle { return m.bundleOf(key{"ns", id}, false) }
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -275,7 +275,7 @@ func (m *testManager) fill(t testing.TB, live, wedged int) {
 	how := map[string]string{"pid": "lie"}
 	for i := range live + wedged {
 		k := key{"ns", fmt.Sprint("c", i)}
-		b := m.bundleOf(k)
+		b := m.bundleOf(k, false)
 		if err := b.create([]byte("{}"), 0); err != nil {
 			t.Fatal(err)
 		}

@@ -10,9 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 )
@@ -30,6 +32,8 @@ type shim struct {
 	// answered is closed when an own shim has taken its first task, or not.
 	answered chan struct{}
 	version  atomic.Int32
+	// mounts are those that it says it can do itself, or nil.
+	mounts *types.MountCapabilities
 
 	// tasks lists those that it serves, leaving that it was told to end.
 	// Guarded by Manager.mu.
@@ -158,7 +162,7 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 	s.mu.Unlock()
 	if pid := int(resp.ShimPid); !known && pid > 1 {
 		if p, err := openProcess(pid); err == nil {
-			if worksIn(pid, t.bundle.path) {
+			if procfs.WorksIn(pid, t.bundle.path) {
 				s.watch(p)
 			} else {
 				p.close()
@@ -171,6 +175,13 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 // call makes a call for a task. When the connection is lost and the shim turns
 // out to live, calls that only ask are repeated on the new one.
 func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.Message) error {
+	return s.try(ctx, k, method, func(c *link) error {
+		return c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
+	})
+}
+
+// try makes a call by way of a function, on the present connection.
+func (s *shim) try(ctx context.Context, k key, method string, do func(*link) error) error {
 	for attempt := 0; ; attempt++ {
 		s.mu.Lock()
 		c := s.conn
@@ -178,7 +189,7 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 		if c == nil { // nobody listened when it was to be adopted
 			return s.unreachable(k)
 		}
-		err := c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
+		err := do(c)
 		if err == nil {
 			return nil
 		}
@@ -197,7 +208,8 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 // asks lists the methods that change nothing.
 func asks(method string) bool {
 	switch method {
-	case "State", "Wait", "Pids", "Stats", "Connect":
+	case "State", "Wait", "Pids", "Stats", "Connect",
+		"Platform", "WaitSandbox", "SandboxStatus", "SandboxMetrics", "PingSandbox":
 		return true
 	}
 	return false
@@ -325,7 +337,7 @@ func (s *shim) kill(b bundle) {
 		p.kill()
 		return
 	}
-	b.killShims()
+	b.killWorkers()
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.

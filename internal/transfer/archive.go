@@ -14,6 +14,7 @@ import (
 	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
+	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -184,7 +185,7 @@ func (x *session) ingestFile(ctx context.Context, name string, desc ispec.Descri
 }
 
 func copyTo(w io.Writer, r io.Reader) (int64, error) {
-	buf := make([]byte, blockSize)
+	buf := make([]byte, ring.Size)
 	return io.CopyBuffer(struct{ io.Writer }{w}, r, buf)
 }
 

@@ -16,6 +16,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -35,7 +36,7 @@ type session struct {
 	*Service
 	namespace string
 	stores    Stores
-	rep       *reporter
+	rep       *report.Reporter
 
 	downloads *semaphore.Weighted
 	unpacks   *semaphore.Weighted
@@ -48,7 +49,7 @@ type session struct {
 // begin opens a session. A lease is made for it unless there is one; end
 // removes that lease again, so it is to be called when what was transferred is
 // referenced by a record.
-func (s *Service) begin(ctx context.Context, namespace, lease string, rep *reporter) (_ *session, end func(), err error) {
+func (s *Service) begin(ctx context.Context, namespace, lease string, rep *report.Reporter) (_ *session, end func(), err error) {
 	end = func() {}
 	if lease == "" {
 		leases := s.opts.Scope(namespace, "").Leases
@@ -75,6 +76,11 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 		syncers:   map[string]snapshot.Syncer{},
 	}, end, nil
 }
+
+// blobLock is the key of the lock of a blob: one for all namespaces, since the
+// bytes that one of them has fetched are there for the others, too, where the
+// store shares them.
+func blobLock(d digest.Digest) string { return "blob " + d.String() }
 
 // read is an image.ReadFunc over the content store.
 func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {

@@ -15,6 +15,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -78,7 +79,7 @@ func (x *session) unpackChain(ctx context.Context, snapshotter string, config is
 
 func (c *chain) run(ctx context.Context) error {
 	for _, l := range c.layers {
-		c.x.rep.job(l)
+		c.x.rep.Job(l)
 	}
 	missing := len(c.layers)
 	for ; missing > 0; missing-- {
@@ -133,7 +134,7 @@ func (c *chain) complete(ctx context.Context, i int) error {
 	if c.from == nil || c.sn.Root() == "" {
 		return nil
 	}
-	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.job(c.layers[i])})
+	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.Job(c.layers[i])})
 	return err
 }
 
@@ -141,13 +142,13 @@ func (c *chain) complete(ctx context.Context, i int) error {
 func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 	id := c.ids[i].String()
 	key := "snapshot " + c.x.namespace + " " + c.name + " " + id
-	unlock := c.x.locks.try(key)
-	if unlock == nil {
+	unlock, _, ok := c.x.locks.TryLock(key)
+	if !ok {
 		// Another transfer makes this very snapshot. Wait without a slot, which
 		// its own layers may need.
 		slot.release()
 		var err error
-		if unlock, err = c.x.locks.lock(ctx, key); err != nil {
+		if unlock, err = c.x.locks.Lock(ctx, key); err != nil {
 			return err
 		}
 		if err := slot.acquire(ctx); err != nil {
@@ -168,7 +169,7 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 			return err
 		}
 	}
-	l := &layerWork{chain: c, i: i, desc: c.layers[i], job: c.x.rep.job(c.layers[i])}
+	l := &layerWork{chain: c, i: i, desc: c.layers[i], job: c.x.rep.Job(c.layers[i])}
 	exists, err := l.prepare(ctx)
 	if err != nil {
 		return err
@@ -187,7 +188,7 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 		return first(err, undo(ctx, l.remove))
 	}
 	failpoint.Hit("transfer.layer.committed")
-	l.job.done("extracted")
+	l.job.Done("extracted")
 	return nil
 }
 
@@ -195,7 +196,7 @@ func (c *chain) fetchOnly(ctx context.Context, i int) error {
 	if c.from == nil {
 		return nil
 	}
-	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.job(c.layers[i])})
+	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.Job(c.layers[i])})
 	return err
 }
 
@@ -222,7 +223,7 @@ type layerWork struct {
 	*chain
 	i      int
 	desc   ispec.Descriptor
-	job    *job
+	job    *report.Job
 	key    string // of the active snapshot, empty when there is none
 	mounts []object.Mount
 	// apart: the snapshot has no parent until its commit, though it will get one.
@@ -446,8 +447,8 @@ func (s *slot) release() {
 // Unpack makes the chain of snapshots of an image's manifest for a platform
 // from what is in the store. errdefs.ErrNotFound when a part of it is missing.
 func (s *Service) Unpack(ctx context.Context, namespace, lease string, img object.Image, target UnpackTarget, progress ProgressFunc) error {
-	rep := newReporter(progress, img.Name, "downloading")
-	defer rep.close()
+	rep := report.New(progress, img.Name, "downloading")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return err

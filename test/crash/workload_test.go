@@ -256,7 +256,7 @@ func (w *workload) clearContainers() error {
 	// A ctr that a daemon's death keeps from making the container leaves its
 	// snapshot to its lease, which lasts for a day.
 	for line := range strings.Lines(w.must("snapshots", "ls")) {
-		if f := strings.Fields(line); slices.Contains([]string{"kept", "ended", "once", "victim"}, f[0]) {
+		if f := strings.Fields(line); slices.Contains([]string{"kept", "ended", "once", "victim", "c"}, f[0]) {
 			w.must("snapshots", "rm", f[0])
 		}
 	}

@@ -18,6 +18,7 @@
 //	                                builds an image of busybox and tars, or of layers such as :features (build_test.go)
 //	terminal FILE COMMAND...        runs the command on a terminal and has the conversation of the file (terminal_test.go)
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
+//	shows PATTERN COMMAND...        runs it until its output matches, or with ! no longer does (10 seconds at most)
 //
 // and the conditions [root], [overlay], [restarts] (in the second of the two
 // runs), [berth-daemon] and [berth-ctr]. BERTH_BIN names a directory with

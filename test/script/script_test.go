@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -105,6 +106,7 @@ func runScripts(t *testing.T, restarts bool) {
 			"registry": cmdRegistry,
 			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
+			"shows":    cmdShows,
 			"exits":    cmdExits,
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
@@ -527,6 +529,31 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	if err != nil {
 		ts.Fatalf("await %s: %v", strings.Join(args, " "), err)
+	}
+}
+
+// cmdShows waits until what a command prints matches a pattern, or, negated, does
+// so no longer: for what the daemon does when nobody is left to tell, as clearing
+// up after a client that has gone.
+func cmdShows(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] shows PATTERN COMMAND...")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = poll(ctx, func() error {
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return stop{err}
+		}
+		if out := ts.ReadFile("stdout"); pattern.MatchString(out) == neg {
+			return fmt.Errorf("it prints %q", out)
+		}
+		return nil
+	})
+	if err != nil {
+		ts.Fatalf("shows %s: %v", strings.Join(args, " "), err)
 	}
 }
 

@@ -1,9 +1,8 @@
-package meta
+package boltx
 
 import (
 	"bytes"
 	"encoding/binary"
-
 	"fmt"
 	"hash/fnv"
 	"math"
@@ -30,7 +29,7 @@ import (
 const (
 	pageHeader   = 16
 	elementSize  = 16
-	bucketHeader = 16
+	BucketHeader = 16
 	metaSize     = 64
 
 	pageBranch   = 0x01
@@ -41,31 +40,31 @@ const (
 	boltVersion = 2
 	noFreelist  = math.MaxUint64
 
-	// maxDepth bounds the nesting of buckets and the height of a tree, both
+	// MaxDepth bounds the nesting of buckets and the height of a tree, both
 	// far above what the schema and any file need.
-	maxDepth = 64
+	MaxDepth = 64
 )
 
-// boltMeta is one of the two meta pages.
-type boltMeta struct {
-	page     int // 0 or 1
-	pageSize int
-	root     []byte // bucket header
-	freelist uint64
-	pages    uint64
-	tx       uint64
+// Meta is one of the two meta pages.
+type Meta struct {
+	Page     int // 0 or 1
+	PageSize int
+	Root     []byte // bucket header
+	Freelist uint64
+	Pages    uint64 // in use, those that are free among them
+	Tx       uint64
 }
 
-// boltFile is a bolt file in memory, seen through one of its meta pages.
-type boltFile struct {
+// File is a bolt file in memory, seen through one of its meta pages.
+type File struct {
 	data []byte
-	boltMeta
-	seen []uint64 // bit set of pages that were visited
+	Meta
+	seen pageSet // visited
 }
 
-// mapFile maps a file for reading. The caller must be ready for faults (see
-// catchFaults) until it has called unmap.
-func mapFile(f *os.File) (data []byte, unmap func(), err error) {
+// Map maps a file for reading. The caller must be ready for faults (see
+// CatchFaults) until it has called unmap.
+func Map(f *os.File) (data []byte, unmap func(), err error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, nil, err
@@ -80,8 +79,8 @@ func mapFile(f *os.File) (data []byte, unmap func(), err error) {
 	return data, func() { _ = unix.Munmap(data) }, nil
 }
 
-// readMetas returns the valid meta pages, the newest first.
-func readMetas(data []byte) (metas []boltMeta) {
+// ReadMetas returns the valid meta pages, the newest first.
+func ReadMetas(data []byte) (metas []Meta) {
 	add := func(page, pageSize int) {
 		if m, ok := readMeta(data, page, pageSize); ok {
 			metas = append(metas, m)
@@ -89,14 +88,14 @@ func readMetas(data []byte) (metas []boltMeta) {
 	}
 	if m, ok := readMeta(data, 0, 0); ok {
 		metas = append(metas, m)
-		add(1, m.pageSize)
+		add(1, m.PageSize)
 	} else {
 		for size := 1 << 10; size <= 1<<16 && len(metas) == 0; size <<= 1 {
 			add(1, size)
 		}
 	}
-	slices.SortFunc(metas, func(a, b boltMeta) int {
-		if a.tx > b.tx {
+	slices.SortFunc(metas, func(a, b Meta) int {
+		if a.Tx > b.Tx {
 			return -1
 		}
 		return 1
@@ -104,7 +103,7 @@ func readMetas(data []byte) (metas []boltMeta) {
 	return metas
 }
 
-func readMeta(data []byte, page, pageSize int) (m boltMeta, ok bool) {
+func readMeta(data []byte, page, pageSize int) (m Meta, ok bool) {
 	start := page*pageSize + pageHeader
 	if len(data) < start+metaSize {
 		return m, false
@@ -112,15 +111,15 @@ func readMeta(data []byte, page, pageSize int) (m boltMeta, ok bool) {
 	b := data[start : start+metaSize]
 	sum := fnv.New64a()
 	sum.Write(b[:metaSize-8])
-	m = boltMeta{
-		page:     page,
-		pageSize: int(binary.LittleEndian.Uint32(b[8:])),
-		root:     b[16:32],
-		freelist: binary.LittleEndian.Uint64(b[32:]),
-		pages:    binary.LittleEndian.Uint64(b[40:]),
-		tx:       binary.LittleEndian.Uint64(b[48:]),
+	m = Meta{
+		Page:     page,
+		PageSize: int(binary.LittleEndian.Uint32(b[8:])),
+		Root:     bytes.Clone(b[16:32]),
+		Freelist: binary.LittleEndian.Uint64(b[32:]),
+		Pages:    binary.LittleEndian.Uint64(b[40:]),
+		Tx:       binary.LittleEndian.Uint64(b[48:]),
 	}
-	size := m.pageSize
+	size := m.PageSize
 	return m, binary.LittleEndian.Uint32(b) == boltMagic &&
 		binary.LittleEndian.Uint32(b[4:]) == boltVersion &&
 		binary.LittleEndian.Uint64(b[56:]) == sum.Sum64() &&
@@ -132,35 +131,38 @@ func damaged(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrDataLoss)
 }
 
-// verifyNewest looks through everything that the newest meta page reaches.
+// VerifyNewest looks through everything that the newest meta page reaches.
 // When it finds no fault, bolt finds none either.
-func verifyNewest(data []byte) (boltMeta, error) {
-	metas := readMetas(data)
+func VerifyNewest(data []byte) (Meta, error) {
+	metas := ReadMetas(data)
 	if len(metas) == 0 {
-		return boltMeta{}, damaged("neither of the two meta pages is valid (the file has %d bytes)", len(data))
+		return Meta{}, damaged("neither of the two meta pages is valid (the file has %d bytes)", len(data))
 	}
-	return metas[0], newBoltFile(data, metas[0]).verify()
+	return metas[0], NewFile(data, metas[0]).Verify()
 }
 
-func newBoltFile(data []byte, m boltMeta) *boltFile {
-	return &boltFile{data: data, boltMeta: m, seen: make([]uint64, min(m.pages, uint64(len(data)/m.pageSize))/64+1)}
+// NewFile is the file as one of its meta pages sees it. It is for one walk: no
+// page may be visited twice.
+func NewFile(data []byte, m Meta) *File {
+	return &File{data: data, Meta: m, seen: make(pageSet, min(m.Pages, uint64(len(data)/m.PageSize))/64+1)}
 }
 
-func (f *boltFile) verify() error {
-	if f.pages > uint64(len(f.data)/f.pageSize) {
-		return damaged("%d pages are in use, the file ends after %d", f.pages, len(f.data)/f.pageSize)
+// Verify looks through everything that the meta page reaches.
+func (f *File) Verify() error {
+	if f.Pages > uint64(len(f.data)/f.PageSize) {
+		return damaged("%d pages are in use, the file ends after %d", f.Pages, len(f.data)/f.PageSize)
 	}
-	if err := f.verifyBucket(f.root, 0); err != nil {
+	if err := f.verifyBucket(f.Root, 0); err != nil {
 		return err
 	}
 	return f.verifyFreelist()
 }
 
-func (f *boltFile) verifyBucket(value []byte, depth int) error {
-	if depth > maxDepth {
-		return damaged("buckets are nested more than %d deep", maxDepth)
+func (f *File) verifyBucket(value []byte, depth int) error {
+	if depth > MaxDepth {
+		return damaged("buckets are nested more than %d deep", MaxDepth)
 	}
-	return f.bucket(value, func(_, value []byte, isBucket bool) error {
+	return f.Bucket(value, func(_, value []byte, isBucket bool) error {
 		if isBucket {
 			return f.verifyBucket(value, depth+1)
 		}
@@ -168,17 +170,17 @@ func (f *boltFile) verifyBucket(value []byte, depth int) error {
 	}, func(err error) error { return err })
 }
 
-func (f *boltFile) verifyFreelist() error {
-	if f.freelist == noFreelist {
+func (f *File) verifyFreelist() error {
+	if f.Freelist == noFreelist {
 		return nil
 	}
-	p, flags, count, err := f.page(f.freelist)
+	p, flags, count, err := f.page(f.Freelist)
 	if err != nil {
 		return err
 	}
 	ids := p[pageHeader:]
 	if flags != pageFreelist {
-		return damaged("page %d should be the free list, its flags are %#x", f.freelist, flags)
+		return damaged("page %d should be the free list, its flags are %#x", f.Freelist, flags)
 	}
 	if count == 0xFFFF { // the first entry is the count
 		if len(ids) < 8 || binary.LittleEndian.Uint64(ids) > uint64(len(ids)/8-1) {
@@ -198,22 +200,22 @@ func (f *boltFile) verifyFreelist() error {
 	return nil
 }
 
-// eachFunc is called for the elements of a bucket. Its slices alias the file.
-type eachFunc func(key, value []byte, isBucket bool) error
+// EachFunc is called for the elements of a bucket. Its slices alias the file.
+type EachFunc func(key, value []byte, isBucket bool) error
 
-// badFunc is called for a page that cannot be used; the walk goes on without
+// BadFunc is called for a page that cannot be used; the walk goes on without
 // it when it returns nil.
-type badFunc func(error) error
+type BadFunc func(error) error
 
-// bucket walks through the elements of one bucket in their order.
-func (f *boltFile) bucket(value []byte, each eachFunc, bad badFunc) error {
-	if len(value) < bucketHeader {
+// Bucket walks through the elements of one bucket in their order.
+func (f *File) Bucket(value []byte, each EachFunc, bad BadFunc) error {
+	if len(value) < BucketHeader {
 		return bad(damaged("a bucket has only %d bytes", len(value)))
 	}
 	if root := binary.LittleEndian.Uint64(value); root != 0 {
 		return f.tree(root, nil, nil, 0, each, bad)
 	}
-	inline := value[bucketHeader:]
+	inline := value[BucketHeader:]
 	if len(inline) < pageHeader || binary.LittleEndian.Uint16(inline[8:]) != pageLeaf {
 		return bad(damaged("a small bucket is no leaf"))
 	}
@@ -228,9 +230,9 @@ func (f *boltFile) bucket(value []byte, each eachFunc, bad badFunc) error {
 
 // tree walks below a page whose keys are at least low and below high (nil: no
 // bound).
-func (f *boltFile) tree(id uint64, low, high []byte, depth int, each eachFunc, bad badFunc) error {
-	if depth > maxDepth {
-		return bad(damaged("page %d is more than %d levels deep", id, maxDepth))
+func (f *File) tree(id uint64, low, high []byte, depth int, each EachFunc, bad BadFunc) error {
+	if depth > MaxDepth {
+		return bad(damaged("page %d is more than %d levels deep", id, MaxDepth))
 	}
 	p, flags, count, err := f.page(id)
 	if err != nil {
@@ -270,7 +272,7 @@ func (f *boltFile) tree(id uint64, low, high []byte, depth int, each eachFunc, b
 	return nil
 }
 
-func (f *boltFile) leaf(p []byte, count int, low, high []byte, each eachFunc, bad badFunc) error {
+func (f *File) leaf(p []byte, count int, low, high []byte, each EachFunc, bad BadFunc) error {
 	if len(p) < pageHeader+count*elementSize {
 		return bad(damaged("a leaf has %d elements in %d bytes", count, len(p)))
 	}
@@ -316,12 +318,12 @@ func slice(p []byte, at int, pos, size uint32) ([]byte, error) {
 
 // page returns a page with its overflow pages, each of which may be visited
 // only once in a walk.
-func (f *boltFile) page(id uint64) (p []byte, flags uint16, count int, err error) {
-	if id < 2 || id >= f.pages || (id+1)*uint64(f.pageSize) > uint64(len(f.data)) {
+func (f *File) page(id uint64) (p []byte, flags uint16, count int, err error) {
+	if id < 2 || id >= f.Pages || (id+1)*uint64(f.PageSize) > uint64(len(f.data)) {
 		return nil, 0, 0, damaged("page %d does not exist", id)
 	}
-	start := id * uint64(f.pageSize)
-	p = f.data[start : start+uint64(f.pageSize)]
+	start := id * uint64(f.PageSize)
+	p = f.data[start : start+uint64(f.PageSize)]
 	overflow := uint64(binary.LittleEndian.Uint32(p[12:]))
 	if got := binary.LittleEndian.Uint64(p); got != id {
 		return nil, 0, 0, damaged("page %d says that it is page %d", id, got)
@@ -329,19 +331,19 @@ func (f *boltFile) page(id uint64) (p []byte, flags uint16, count int, err error
 	if err := f.visit(id, overflow); err != nil {
 		return nil, 0, 0, err
 	}
-	end := start + (overflow+1)*uint64(f.pageSize)
+	end := start + (overflow+1)*uint64(f.PageSize)
 	return f.data[start:end:end], binary.LittleEndian.Uint16(p[8:]), int(binary.LittleEndian.Uint16(p[10:])), nil
 }
 
-func (f *boltFile) visit(id, overflow uint64) error {
-	if id < 2 || id >= f.pages || overflow >= f.pages-id || (id+overflow+1)*uint64(f.pageSize) > uint64(len(f.data)) {
+func (f *File) visit(id, overflow uint64) error {
+	if id < 2 || id >= f.Pages || overflow >= f.Pages-id || (id+overflow+1)*uint64(f.PageSize) > uint64(len(f.data)) {
 		return damaged("page %d, with %d more, does not exist", id, overflow)
 	}
 	for ; ; id++ {
-		if f.seen[id/64]&(1<<(id%64)) != 0 {
+		if f.seen.has(id) {
 			return damaged("page %d is used twice", id)
 		}
-		f.seen[id/64] |= 1 << (id % 64)
+		f.seen = f.seen.add(id)
 		if overflow == 0 {
 			return nil
 		}

@@ -1,4 +1,5 @@
-package transfer
+// Package report turns the work of one transfer into progress reports.
+package report
 
 import (
 	"slices"
@@ -14,27 +15,42 @@ import (
 // reportEvery is how often the counts of what is moving are reported.
 const reportEvery = 100 * time.Millisecond
 
-// reporter turns the work of one transfer into reports, one at a time. All
+// Progress is one report; the fields are those of containerd's progress message.
+type Progress struct {
+	// Event is "waiting", "downloading", "complete", "extracting", "saved", …
+	Event    string
+	Name     string
+	Parents  []string
+	Progress int64
+	Total    int64
+	Desc     *ispec.Descriptor
+}
+
+// Func takes reports; it is called by one goroutine at a time and must
+// not block for long. nil means nobody listens.
+type Func func(Progress)
+
+// Reporter turns the work of one transfer into reports, one at a time. All
 // methods of a nil reporter, and of a nil job, do nothing.
 //
 // Compat: the event words, the names (image.RefKey) and the parents are those
 // that containerd's clients draw their trees of.
-type reporter struct {
-	send ProgressFunc
+type Reporter struct {
+	send Func
 	root string // name of the image
 	verb string // "downloading", "uploading"
 
 	mu      sync.Mutex
-	jobs    []*job
-	byKey   map[string]*job
+	jobs    []*Job
+	byKey   map[string]*Job
 	parents map[string][]string
 	stop    chan struct{}
 	stopped chan struct{}
 }
 
-// job is one descriptor in work.
-type job struct {
-	r       *reporter
+// Job is one descriptor in work.
+type Job struct {
+	r       *Reporter
 	desc    ispec.Descriptor
 	name    string
 	parents []string
@@ -44,17 +60,17 @@ type job struct {
 	moved   atomic.Int64
 }
 
-// newReporter starts to report; close ends it. nil when nobody listens.
-func newReporter(send ProgressFunc, root, verb string) *reporter {
+// New starts to report; close ends it. nil when nobody listens.
+func New(send Func, root, verb string) *Reporter {
 	if send == nil {
 		return nil
 	}
-	r := &reporter{send: send, root: root, verb: verb, byKey: map[string]*job{}, parents: map[string][]string{}, stop: make(chan struct{}), stopped: make(chan struct{})}
+	r := &Reporter{send: send, root: root, verb: verb, byKey: map[string]*Job{}, parents: map[string][]string{}, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go r.run()
 	return r
 }
 
-func (r *reporter) run() {
+func (r *Reporter) run() {
 	defer close(r.stopped)
 	t := time.NewTicker(reportEvery)
 	defer t.Stop()
@@ -72,8 +88,8 @@ func (r *reporter) run() {
 	}
 }
 
-// close ends the reports; none is sent afterwards.
-func (r *reporter) close() {
+// Close ends the reports; none is sent afterwards.
+func (r *Reporter) Close() {
 	if r == nil {
 		return
 	}
@@ -81,11 +97,11 @@ func (r *reporter) close() {
 	<-r.stopped
 }
 
-// say reports something about the transfer as a whole.
-func (r *reporter) say(event string) { r.image(event, "", nil) }
+// Say reports something about the transfer as a whole.
+func (r *Reporter) Say(event string) { r.Image(event, "", nil) }
 
-// image reports something about an image.
-func (r *reporter) image(event, name string, desc *ispec.Descriptor) {
+// Image reports something about an image.
+func (r *Reporter) Image(event, name string, desc *ispec.Descriptor) {
 	if r == nil {
 		return
 	}
@@ -94,8 +110,8 @@ func (r *reporter) image(event, name string, desc *ispec.Descriptor) {
 	r.send(Progress{Event: event, Name: name, Desc: desc})
 }
 
-// children says what a document names, before jobs for that are made.
-func (r *reporter) children(parent ispec.Descriptor, children []ispec.Descriptor) {
+// Children says what a document names, before jobs for that are made.
+func (r *Reporter) Children(parent ispec.Descriptor, children []ispec.Descriptor) {
 	if r == nil {
 		return
 	}
@@ -110,8 +126,8 @@ func (r *reporter) children(parent ispec.Descriptor, children []ispec.Descriptor
 	}
 }
 
-// job begins the reports about a descriptor: it waits.
-func (r *reporter) job(desc ispec.Descriptor) *job {
+// Job begins the reports about a descriptor: it waits.
+func (r *Reporter) Job(desc ispec.Descriptor) *Job {
 	if r == nil {
 		return nil
 	}
@@ -125,28 +141,28 @@ func (r *reporter) job(desc ispec.Descriptor) *job {
 	if len(parents) == 0 {
 		parents = []string{r.root}
 	}
-	j := &job{r: r, desc: desc, name: image.RefKey(desc), parents: parents, verb: r.verb}
+	j := &Job{r: r, desc: desc, name: image.RefKey(desc), parents: parents, verb: r.verb}
 	r.jobs, r.byKey[key] = append(r.jobs, j), j
 	j.emit("waiting", 0)
 	return j
 }
 
-// add counts bytes that moved.
-func (j *job) add(n int) {
+// Add counts bytes that moved.
+func (j *Job) Add(n int) {
 	if j != nil {
 		j.moved.Add(int64(n))
 	}
 }
 
-// set says how many bytes had moved before.
-func (j *job) set(n int64) {
+// Set says how many bytes had moved before.
+func (j *Job) Set(n int64) {
 	if j != nil {
 		j.moved.Store(n)
 	}
 }
 
-// extracting says that from now on it is unpacking that is counted.
-func (j *job) extracting() {
+// Extracting says that from now on it is unpacking that is counted.
+func (j *Job) Extracting() {
 	if j == nil {
 		return
 	}
@@ -156,8 +172,8 @@ func (j *job) extracting() {
 	j.moved.Store(0)
 }
 
-// done sends the last report of a stage: "complete", "extracted", "already exists".
-func (j *job) done(event string) {
+// Done sends the last report of a stage: "complete", "extracted", "already exists".
+func (j *Job) Done(event string) {
 	if j == nil {
 		return
 	}
@@ -168,7 +184,7 @@ func (j *job) done(event string) {
 	j.emit(event, j.desc.Size)
 }
 
-func (j *job) tick() {
+func (j *Job) tick() {
 	n := j.moved.Load()
 	if n > j.sent && (j.event == "" || j.event == "waiting" || j.event == j.verb) {
 		j.sent = n
@@ -176,7 +192,7 @@ func (j *job) tick() {
 	}
 }
 
-func (j *job) emit(event string, n int64) {
+func (j *Job) emit(event string, n int64) {
 	j.event = event
 	j.r.send(Progress{Event: event, Name: j.name, Parents: j.parents, Progress: n, Total: j.desc.Size, Desc: &j.desc})
 }

@@ -1,4 +1,4 @@
-package native
+package store
 
 import (
 	"context"
@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyTree copies what is in the directory src into the existing directory dst,
+// CopyTree copies what is in the directory src into the existing directory dst,
 // with everything that belongs to it: owners, modes, times, extended
 // attributes, hard links, devices and holes.
-func copyTree(ctx context.Context, src, dst string) error {
+func CopyTree(ctx context.Context, src, dst string) error {
 	from, err := unix.Open(src, dirFlags, 0)
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", src, err)
@@ -33,9 +33,34 @@ func copyTree(ctx context.Context, src, dst string) error {
 	return nil
 }
 
-const dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-
-type inode struct{ dev, ino uint64 }
+// CopyFile copies a regular file, holes and all, to dst, which must not exist,
+// and returns when the copy is on disk. Blocks are shared if the filesystem can.
+func CopyFile(ctx context.Context, src, dst string, mode os.FileMode) error {
+	from, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	st, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	to, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	c := copier{ctx: ctx}
+	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) != nil {
+		err = c.data(int(from.Fd()), int(to.Fd()), st.Size())
+	}
+	if err == nil {
+		err = to.Sync()
+	}
+	if err = errors.Join(err, to.Close()); err != nil {
+		return fmt.Errorf("copy %s to %s: %w", src, dst, errors.Join(err, os.Remove(dst)))
+	}
+	return nil
+}
 
 type copier struct {
 	ctx   context.Context
