@@ -28,14 +28,19 @@ const maxDifferences = 3
 // compareFiles reads the layers of an unpacked image, the uppermost first, and
 // compares each file that shows through with what was unpacked.
 func (st *store) compareFiles(ctx context.Context, n *storedNamespace, img storedImage, desc ispec.Descriptor) error {
-	r, err := n.manifestOf(ctx, img, desc)
+	children, err := image.Children(ctx, n.s.readBlob, desc)
 	if err != nil {
 		return err
 	}
-	for _, layer := range r.manifest.Layers {
-		if b := st.blobs[layer.Digest.String()]; !b.in(n.name) || b.bad != nil {
+	for _, child := range children {
+		if b := st.blobs[child.Digest.String()]; !b.in(n.name) || b.bad != nil {
 			return nil // nothing to compare with
 		}
+	}
+	r, err := n.manifestOf(ctx, img, desc)
+	if err != nil {
+		st.add(finding{Severity: damaged, Kind: "image", Namespace: n.name, Name: img.name, Problem: err.Error(), Repair: "it came so; remove the image"})
+		return nil
 	}
 	chain := image.ChainIDs(r.config.RootFS.DiffIDs)
 	if len(chain) == 0 {
