@@ -57,6 +57,7 @@ func rootCommand() *cli.Command {
 			shimCommand(),
 			topCommand(),
 			dfCommand(),
+			doctorCommand(),
 			fsckCommand(),
 			logsCommand(),
 			completionCommand(),
