@@ -152,6 +152,12 @@ func setup(env *testscript.Env, restarts bool) error {
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
 	}
+	// The root of a user namespace must reach its files.
+	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
+	}
 	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n[plugins.'io.containerd.internal.v1.opt']\npath = %q\n",
 		m.dir+"/root", m.dir+"/state", m.address(), m.address()+".ttrpc", m.dir+"/opt")
 	if err := os.WriteFile(m.dir+"/config.toml", []byte(config), 0o600); err != nil {
