@@ -168,6 +168,9 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 	alone := m.detach(t, s)
 	orderly := s.deleteNow(ctx, t.key)
 	failpoint.Hit("task.undo.deleted")
+	if !orderly && m.life.Err() != nil {
+		return // Close has cut the shim off; Recover does it again
+	}
 	if alone {
 		if orderly {
 			m.retire(ctx, s, t.key)
@@ -202,7 +205,9 @@ func (s *shim) deleteNow(ctx context.Context, k key) bool {
 func (m *Manager) undoForeign(ctx context.Context, t *task, s *shim) {
 	if !s.isDead() {
 		// A Create that was under way has given it a container after all.
-		err := s.call(ctx, t.key, "State", &taskapi.StateRequest{ID: t.id}, &taskapi.StateResponse{})
+		call, cancel := context.WithTimeout(ctx, stateTimeout)
+		err := s.call(call, t.key, "State", &taskapi.StateRequest{ID: t.id}, &taskapi.StateResponse{})
+		cancel()
 		if err == nil && s.deleteNow(ctx, t.key) {
 			m.retire(ctx, s, t.key)
 		}

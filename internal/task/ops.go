@@ -275,6 +275,10 @@ func (m *Manager) Delete(ctx context.Context, namespace, id, execID string) (obj
 		return t.delete(ctx, execID)
 	}
 	m.mu.Lock()
+	if t.phase == ending {
+		m.mu.Unlock()
+		return t.awaitEnd(ctx) // somebody is at it
+	}
 	t.deletes++
 	m.mu.Unlock()
 	exit, err := t.delete(ctx, "")

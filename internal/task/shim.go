@@ -112,11 +112,14 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 	c := &link{conn, make(chan struct{})}
 	s.mu.Lock()
 	s.conn = c
-	let := s.let
+	p, let := s.process, s.let
 	s.mu.Unlock()
 	if let {
 		c.Close()
 		return
+	}
+	if p != nil && p.hasExited() {
+		c.Close() // somebody who inherited its socket has taken the connection
 	}
 	s.m.background.Go(func() {
 		select {
@@ -242,6 +245,7 @@ func (s *shim) verdict(ctx context.Context, c *link) bool {
 		return !s.isDead()
 	case <-ctx.Done():
 	case <-timer.C:
+	case <-s.m.life.Done():
 	}
 	return false
 }
@@ -270,6 +274,15 @@ func (s *shim) investigate(c *link) {
 			break
 		}
 		ctx, cancel := context.WithTimeout(s.m.life, s.m.timeouts().Load)
+		if p != nil {
+			go func() { // a dead shim's socket may be held by who never answers
+				select {
+				case <-p.exited:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+		}
 		next, err := s.reconnect(ctx)
 		cancel()
 		if err == nil {

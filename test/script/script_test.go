@@ -104,7 +104,6 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
-			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"shows":    cmdShows,
 			"exits":    cmdExits,
@@ -141,10 +140,6 @@ type machine struct {
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
 	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
-
-	// Of the registry that can misbehave: see cmdFaulty.
-	faulty      *registrytest.Registry
-	faultyLayer string // a part of the layer's path
 }
 
 const machineKey = "machine"
@@ -156,6 +151,12 @@ func setup(env *testscript.Env, restarts bool) error {
 	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
+	}
+	// The root of a user namespace must reach its files.
+	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
 	}
 	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n[plugins.'io.containerd.internal.v1.opt']\npath = %q\n",
 		m.dir+"/root", m.dir+"/state", m.address(), m.address()+".ttrpc", m.dir+"/opt")
