@@ -198,6 +198,7 @@ func harmless(q request, m misbehaviour) bool {
 }
 
 func TestMisbehaviour(t *testing.T) {
+	t.Parallel()
 	for _, q := range requests() {
 		for _, m := range misbehaviours() {
 			if m.only != nil && !m.only(q) {
