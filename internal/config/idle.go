@@ -18,7 +18,6 @@ const noCRI = "this daemon does not serve CRI"
 
 func idleKeys() []idleKey {
 	const (
-		noClass = "this daemon does not set classes of block IO and RDT"
 		noStore = "there is no such snapshotter here; use overlayfs, native, or one behind proxy_plugins"
 		tasks   = "io.containerd.service.v1.tasks-service"
 	)
@@ -29,8 +28,8 @@ func idleKeys() []idleKey {
 		{[]string{"plugins", pluginCRIImages}, noCRI},
 		{[]string{"plugins", pluginCRIRuntime}, noCRI},
 		{[]string{"plugins", "io.containerd.nri.v1.nri"}, noCRI},
-		{[]string{"plugins", tasks, "blockio_config_file"}, noClass},
-		{[]string{"plugins", tasks, "rdt_config_file"}, noClass},
+		{[]string{"plugins", tasks, "blockio_config_file"}, noCRI},
+		{[]string{"plugins", tasks, "rdt_config_file"}, noCRI},
 		{[]string{"plugins", "io.containerd.snapshotter.v1.devmapper"}, noStore},
 		{[]string{"plugins", "io.containerd.snapshotter.v1.zfs"}, noStore},
 	}
