@@ -296,7 +296,7 @@ func (p *Plugins) check() error {
 	if len(p.Diff.Order) == 0 {
 		errs = append(errs, inPlugin("io.containerd.service.v1.diff-service", "default", "there must be a differ, such as \"walking\""))
 	}
-	if t := p.GC.PauseThreshold; t < 0 || t > 0.5 {
+	if t := p.GC.PauseThreshold; !(t >= 0 && t <= 0.5) { // nor is NaN
 		errs = append(errs, inPlugin("io.containerd.gc.v1.scheduler", "pause_threshold", "%v is not between 0 and 0.5", t))
 	}
 	if tcp := p.GRPCTCP; (tcp.TLSCert == "") != (tcp.TLSKey == "") {
