@@ -104,13 +104,20 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
-			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
 			"shows":    cmdShows,
 			"exits":    cmdExits,
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
 			"terminal": cmdTerminal,
+			"signal":   cmdSignal,
+			"ports":    cmdPorts,
+			"get":      cmdGet,
+			"inherit":  cmdInherit,
+			"notify":   cmdNotify,
+			"certs":    cmdCerts,
+			"dial":     cmdDial,
+			"owner":    cmdOwner,
 		},
 	})
 }
@@ -132,10 +139,7 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
-
-	// Of the registry that can misbehave: see cmdFaulty.
-	faulty      *registrytest.Registry
-	faultyLayer string // a part of the layer's path
+	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
 }
 
 const machineKey = "machine"
@@ -188,6 +192,9 @@ func (m *machine) start() error {
 	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.prepare != nil {
+		m.prepare(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
