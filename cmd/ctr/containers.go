@@ -76,7 +76,7 @@ func containersCommand() *cli.Command {
 					&cli.BoolFlag{Name: "image", Usage: "Include the image in the checkpoint"},
 					&cli.BoolFlag{Name: "task", Usage: "Checkpoint container task"},
 				},
-				Action: notYetAction("checkpointing containers"),
+				Action: withSession(checkpointContainerAction),
 			},
 			{
 				Name:      "restore",
@@ -86,7 +86,7 @@ func containersCommand() *cli.Command {
 					&cli.BoolFlag{Name: "rw", Usage: "Restore the rw layer from the checkpoint"},
 					&cli.BoolFlag{Name: "live", Usage: "Restore the runtime and memory data from the checkpoint"},
 				},
-				Action: notYetAction("restoring containers from checkpoints"),
+				Action: withSession(restoreAction),
 			},
 		},
 	}
@@ -142,6 +142,7 @@ func deleteContainer(ctx context.Context, s *session, id string, keepSnapshot bo
 			return err
 		}
 	}
+	detachStopped(ctx, s, c)
 	return removeContainer(ctx, s, c, keepSnapshot)
 }
 

@@ -28,6 +28,10 @@ func formatFlag() cli.Flag {
 	return &cli.StringFlag{Name: "format", Usage: "`table`, json, or a Go template for each row, such as '{{.ID}}'"}
 }
 
+func allNamespacesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "all-namespaces", Aliases: []string{"A"}, Usage: "Look at every namespace"}
+}
+
 func runtimeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "runtime", Usage: "Runtime name or absolute path to runtime binary", Value: defaultRuntime},

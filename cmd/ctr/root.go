@@ -55,6 +55,11 @@ func rootCommand() *cli.Command {
 			infoCommand(),
 			deprecationsCommand(),
 			shimCommand(),
+			topCommand(),
+			dfCommand(),
+			doctorCommand(),
+			fsckCommand(),
+			logsCommand(),
 			completionCommand(),
 			completeCommand(),
 		},
@@ -116,49 +121,4 @@ func parentOf(cmd *cli.Command) *cli.Command {
 		return nil
 	}
 	return line[1]
-}
-
-// didYouMean is ", did you mean X?" when a name is near word, or empty.
-func didYouMean(word string, names []string) string {
-	best, at := "", 1+len(word)/3
-	for _, name := range names {
-		if len(name) < 2 {
-			continue
-		}
-		if strings.HasPrefix(name, word) && len(word) > 1 {
-			return fmt.Sprintf(", did you mean %q?", name)
-		}
-		if d := distance(word, name); d <= at && (best == "" || d < at) {
-			best, at = name, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean %q?", best)
-}
-
-// distance counts the insertions, deletions, replacements and swaps of
-// neighbours that turn a into b.
-func distance(a, b string) int {
-	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		row[0] = i + 1
-		for j := range len(b) {
-			d := last[j]
-			if a[i] != b[j] {
-				d++
-			}
-			d = min(d, last[j+1]+1, row[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				d = min(d, before[j-1]+1)
-			}
-			row[j+1] = d
-		}
-		before, last, row = last, row, before
-	}
-	return last[len(b)]
 }

@@ -46,18 +46,25 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
+	isolateCore(cfg.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
 	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
-	end.idle = s.empty
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
+	end.seal = s.seal
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
 		return err
 	}
-	s.register(server, func(now bool) { end.within(flushResponse) })
+	s.register(server, func(now bool) {
+		if now {
+			time.AfterFunc(flushResponse, end.now)
+			return
+		}
+		end.within(flushResponse)
+	})
 
 	signals := make(chan os.Signal, 32)
 	// All but SIGCHLD are only taken so that they do not end the process: the shim
@@ -94,8 +101,8 @@ func Serve(ctx context.Context, cfg Config) error {
 type ending struct {
 	clients atomic.Int64
 	leaving atomic.Bool
-	// idle tells that there is no container.
-	idle func() bool
+	// seal keeps further containers out; it is false when there is one.
+	seal func() bool
 	once sync.Once
 	done chan struct{}
 }
@@ -106,10 +113,19 @@ func newEnding() *ending { return &ending{done: make(chan struct{})} }
 func (e *ending) within(d time.Duration) {
 	e.leaving.Store(true)
 	if e.clients.Load() == 0 {
-		e.now()
+		e.try()
 		return
 	}
-	time.AfterFunc(d, e.now)
+	time.AfterFunc(d, e.try)
+}
+
+// try ends the shim unless it has got a container meanwhile.
+func (e *ending) try() {
+	if e.seal() {
+		e.now()
+	} else {
+		e.leaving.Store(false)
+	}
 }
 
 func (e *ending) now() { e.once.Do(func() { close(e.done) }) }
@@ -121,16 +137,20 @@ func (e *ending) left() {
 		return
 	}
 	if e.leaving.Load() {
-		e.now()
+		e.try()
 		return
 	}
-	if e.idle() {
-		time.AfterFunc(lastContainer, func() {
-			if e.clients.Load() == 0 && e.idle() {
-				e.now()
-			}
-		})
-	}
+	e.unneeded()
+}
+
+// unneeded is called when the shim has no clients or no container: if it has
+// neither, and none comes in a while, it ends.
+func (e *ending) unneeded() {
+	time.AfterFunc(lastContainer, func() {
+		if e.clients.Load() == 0 {
+			e.try()
+		}
+	})
 }
 
 // counted is a listener that counts the open connections.

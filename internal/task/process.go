@@ -3,8 +3,6 @@ package task
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -75,10 +73,3 @@ func (p *process) kill() {
 
 // close stops the watch.
 func (p *process) close() { p.once.Do(func() { p.fd.Close() }) }
-
-// worksIn tells whether a process has dir as its working directory: how a shim
-// that merely says that it has some PID is told from an innocent process.
-func worksIn(pid int, dir string) bool {
-	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
-	return err == nil && (cwd == dir || filepath.Dir(cwd) == filepath.Dir(dir))
-}
