@@ -223,8 +223,9 @@ func (e *Snapshotter) fill(dir string, snap store.Snapshot) error {
 			return err
 		}
 	}
-	if e.opts.DefaultSize > 0 { // the owner is the image's affair
-		return nil
+	if e.opts.DefaultSize > 0 { // the owner is that of the directory in the image
+		_, _, _, err := overlay.MappedRoot(snap.Info.Labels)
+		return err
 	}
 	parent := ""
 	if len(snap.ParentIDs) > 0 {

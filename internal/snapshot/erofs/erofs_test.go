@@ -15,7 +15,6 @@ import (
 	"berth/internal/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 var (
@@ -48,46 +47,60 @@ func open(t *testing.T, root string, opts Options) *Snapshotter {
 }
 
 func TestContract(t *testing.T) {
-	for name, opts := range map[string]Options{
-		"default":   {},
-		"images":    {DefaultSize: 64 << 20},
-		"immutable": {Immutable: true, OverlayOptions: []string{"metacopy=off"}},
-		"verity":    {Verity: true},
+	for name, c := range map[string]struct {
+		opts  Options
+		depth int
+	}{
+		"default": {Options{OverlayOptions: []string{"metacopy=off"}}, 20},
+		"images":  {Options{DefaultSize: 16 << 20}, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var removable []string
-			defer func() { // an immutable file outlives the test's directory
-				for _, dir := range removable {
-					if err := removeAll(dir); err != nil {
-						t.Error(err)
-					}
-				}
-			}()
-			snapshottest.Run(t, snapshottest.Config{Rebase: true, Images: true, NoHoles: true, Slack: opts.DefaultSize / 8,
+			snapshottest.Run(t, snapshottest.Config{
+				Rebase: true, Images: true, NoHoles: true, Slack: c.opts.DefaultSize / 2, Depth: c.depth,
 				MaxName: 254, // mkfs.erofs 1.5 cuts longer ones
-				New: func(t *testing.T) snapshot.Snapshotter {
-					dir, err := os.MkdirTemp("", "berth-erofs-")
-					if err != nil {
-						t.Fatal(err)
-					}
-					removable = append(removable, dir)
-					return open(t, dir, opts)
-				}})
+				New:     func(t *testing.T) snapshot.Snapshotter { return open(t, t.TempDir(), c.opts) },
+			})
 		})
 	}
 }
 
-func removeAll(root string) error {
-	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+// A sealed layer, or an immutable one, is committed, shown and removed like others.
+func TestProtectedLayers(t *testing.T) {
+	for name, opts := range map[string]Options{"immutable": {Immutable: true}, "verity": {Verity: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, t.TempDir(), opts)
+			defer s.Close()
+			if _, err := s.Prepare(t.Context(), "a", "", nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(t.Context(), "base", "a", snapshot.CommitOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			layer := s.path("1", "layer.erofs")
+			if err := os.WriteFile(layer, nil, 0o600); err == nil {
+				t.Error("the layer can be written")
+			}
+			if opts.Verity {
+				if err := requireVerity(layer); err != nil {
+					t.Error(err)
+				}
+			}
+			m, err := s.View(t.Context(), "v", "base", nil)
+			if err == nil {
+				err = mount.WithTemp(t.Context(), m, func(string) error { return nil })
+			}
+			if err == nil {
+				err = errors.Join(s.Remove(t.Context(), "v"), s.Remove(t.Context(), "base"))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(layer); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("stays: %v", err)
+				_ = setImmutable(layer, false)
+			}
+		})
 	}
-	for _, e := range entries {
-		if err := removeDir(filepath.Join(root, "snapshots", e.Name())); err != nil {
-			return err
-		}
-	}
-	return os.RemoveAll(root)
 }
 
 func show(mounts []object.Mount) string {
@@ -208,50 +221,6 @@ func TestCommitSources(t *testing.T) {
 		}
 		return nil
 	}))
-}
-
-func TestRemappedSnapshot(t *testing.T) {
-	s := open(t, t.TempDir(), Options{})
-	defer s.Close()
-	if !slices.Contains(s.Capabilities(), "remap-ids") {
-		t.Skip("no idmapped overlays here")
-	}
-	parent := ""
-	for _, name := range []string{"one", "two"} {
-		m, err := s.Prepare(t.Context(), name+"-", parent, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := mount.WithTemp(t.Context(), m, func(root string) error {
-			return os.WriteFile(filepath.Join(root, name), nil, 0o600)
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		parent = name
-	}
-	m, err := s.Prepare(t.Context(), "a", "two", map[string]string{
-		snapshot.LabelUIDMapping: "0:100000:65536", snapshot.LabelGIDMapping: "0:100000:65536",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := mount.WithTemp(t.Context(), m, func(root string) error {
-		for _, p := range []string{root, filepath.Join(root, "one"), filepath.Join(root, "two")} {
-			var st unix.Stat_t
-			if err := unix.Stat(p, &st); err != nil {
-				return err
-			}
-			if st.Uid != 100000 || st.Gid != 100000 {
-				t.Errorf("owner of %s is %d:%d", p, st.Uid, st.Gid)
-			}
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestBadOptions(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/snapshot/overlay"
 	"berth/internal/snapshot/store"
 )
 
@@ -65,9 +66,21 @@ func (e *Snapshotter) single(snap store.Snapshot, active bool) ([]object.Mount, 
 	return []object.Mount{
 		e.imageMount(snap),
 		{Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{
-			"X-containerd.mkdir.path={{ mount 0 }}/upper:0755", mode, "rbind",
+			upperOption(snap.Info.Labels), mode, "rbind",
 		}},
 	}, nil
+}
+
+// upperOption makes the upper directory in the writable image.
+//
+// Differs from containerd: there it belongs to root even in a container whose
+// root is another user.
+func upperOption(labels map[string]string) string {
+	option := "X-containerd.mkdir.path={{ mount 0 }}/upper:0755"
+	if uid, gid, mapped, err := overlay.MappedRoot(labels); mapped && err == nil {
+		option += fmt.Sprintf(":%d:%d", uid, gid)
+	}
+	return option
 }
 
 // imageMount is the writable image, made when it is mounted first.
@@ -135,7 +148,7 @@ func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object
 	case active && e.opts.DefaultSize > 0:
 		mounts = append(mounts, e.imageMount(snap))
 		options = append(options,
-			"X-containerd.mkdir.path={{ mount 0 }}/upper:0755", "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
+			upperOption(snap.Info.Labels), "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
 			"workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper")
 	case active:
 		options = append(options, "workdir="+e.path(snap.ID, "work"), "upperdir="+e.path(snap.ID, "fs"))
