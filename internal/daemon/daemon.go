@@ -258,8 +258,9 @@ func (d *Daemon) openTasks(context.Context) error {
 		d.optional(grpcapi.Plugin{Type: "io.containerd.internal.v1", ID: "opt", Exports: map[string]string{"path": dir}}, func() error { return addOpt(dir) })
 	}
 	return d.essential(grpcapi.Plugin{
-		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: hostPlatform(),
-		Requires: []string{"io.containerd.metadata.v1", "io.containerd.event.v1", "io.containerd.shim.v1"},
+		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: d.taskPlatforms(),
+		Requires: []string{"io.containerd.shim.v1", "io.containerd.mount-manager.v1", "io.containerd.warning.v1"},
+		Exports:  map[string]string{"log-uri-schemes": "fifo,binary,binary-v2,file"},
 	}, func() (err error) {
 		d.tasks, err = task.New(task.Options{
 			Root:         d.cfg.Root,
@@ -271,6 +272,7 @@ func (d *Daemon) openTasks(context.Context) error {
 			Events:       d.events,
 			Mounts:       d.mounts,
 			Log:          d.log,
+			Timeouts:     d.taskTimeouts,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
 		})
 		if err != nil {

@@ -94,14 +94,18 @@ func (d *Daemon) verifier() func(context.Context, string, ispec.Descriptor) erro
 	return ask
 }
 
-// registryOptions are what all remotes of the daemon share.
-func (d *Daemon) registryOptions() registry.Options {
-	t := d.cfg.Plugins.Transfer
-	opts := registry.Options{HostDir: t.ConfigPath, Network: registry.NewNetwork(), Connections: t.MaxConcurrentDownloads}
-	if n := t.ConcurrentLayerFetchBuffer; n > 512 { // Compat: up to that it is off
-		opts.Chunk = int64(n)
+// registryOptions are what all remotes of the daemon share, as the newest
+// configuration has them.
+func (d *Daemon) registryOptions() func() registry.Options {
+	network := registry.NewNetwork()
+	return func() registry.Options {
+		t := d.live.Load().Plugins.Transfer
+		opts := registry.Options{HostDir: t.ConfigPath, Network: network, Connections: t.MaxConcurrentDownloads}
+		if n := t.ConcurrentLayerFetchBuffer; n > 512 { // Compat: up to that it is off
+			opts.Chunk = int64(n)
+		}
+		return opts
 	}
-	return opts
 }
 
 // transferSnapshotter is the snapshotter of the first unpack configuration

@@ -76,6 +76,15 @@ func (d *Daemon) required() error {
 	return nil
 }
 
+// taskPlatforms are those that the configuration says containers can be of.
+func (d *Daemon) taskPlatforms() []ispec.Platform {
+	ps, err := platforms.ParseAll(d.cfg.Plugins.Task.Platforms)
+	if err != nil || len(ps) == 0 {
+		return hostPlatform()
+	}
+	return ps
+}
+
 func hostPlatform() []ispec.Platform { return []ispec.Platform{platforms.DefaultSpec()} }
 
 // erofsPlatform is of images whose layers are EROFS images.
