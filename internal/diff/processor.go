@@ -38,6 +38,7 @@ type Processor struct {
 }
 
 const (
+	// Differs from containerd: there a program may hang for ever.
 	defaultStall = 2 * time.Minute
 	// maxChain bounds programs that hand a layer round in a circle.
 	maxChain = 16

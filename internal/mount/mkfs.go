@@ -31,8 +31,9 @@ func (t transformer) mkfs(ctx context.Context, m *object.Mount) error {
 	if _, err := root.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// Under another name until it is whole: a crash leaves a file that goes
-	// with the directory it is in, never an image that cannot be mounted.
+	// Differs from containerd: under another name until it is whole. A crash
+	// leaves a file that goes with the directory it is in, never an image that
+	// cannot be mounted.
 	draft := path + ".mkfs-" + rand.Text()
 	if err := spec.make(ctx, root, draft); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", m.Source, err), root.Remove(draft))
