@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,12 +10,15 @@ import (
 	"strings"
 	"testing"
 
+	"berth/internal/diff"
 	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 	"berth/internal/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 var (
@@ -223,9 +227,80 @@ func TestCommitSources(t *testing.T) {
 	}))
 }
 
+// A layer that a cache has is used where it is, first or above others, and stays.
+func TestCaches(t *testing.T) {
+	cache := t.TempDir()
+	src := t.TempDir()
+	id := digest.FromString("a layer")
+	layer := filepath.Join(cache, "sha256", id.Encoded()[:2], id.Encoded()+".erofs")
+	if err := errors.Join(os.WriteFile(filepath.Join(src, "cached"), []byte("x"), 0o600), os.MkdirAll(filepath.Dir(layer), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, t.TempDir(), Options{Caches: []string{"/not/there", cache}})
+	defer s.Close()
+	if err := makeImage(t.Context(), layer, src); err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]string{snapshot.LabelRef: "chain", labelDiffID: id.String()}
+	parent := ""
+	for _, name := range []string{"one", "two"} {
+		m, err := s.Prepare(t.Context(), name+"-", parent, labels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := m[len(m)-1]; !slices.Contains(last.Options, "ro") {
+			t.Errorf("%s is writable: %v", name, m)
+		}
+		un, err := diff.NewWalking(nil).Unpack(t.Context(), ispec.MediaTypeImageLayer, strings.NewReader("a layer"), m, false)
+		if err != nil || un.DiffID != id || un.Size != 7 {
+			t.Errorf("%+v %v", un, err)
+		}
+		if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{Labels: map[string]string{"l": "v", labelSourceRef: "/etc/passwd"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Update(t.Context(), object.SnapshotInfo{Name: name, Labels: map[string]string{"new": "v"}}); err != nil {
+			t.Fatal(err)
+		}
+		info, err := s.Stat(t.Context(), name)
+		if err != nil || info.Labels[labelSourceRef] != layer || info.Labels["new"] != "v" {
+			t.Errorf("%+v %v", info, err)
+		}
+		if m, err = s.View(t.Context(), name+"-view", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := mount.WithTemp(t.Context(), m, func(root string) error {
+			_, err := os.Stat(filepath.Join(root, "cached"))
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+		parent = name
+	}
+	// Without the labels of an unpack, and by a client's own private label, nothing is taken.
+	for _, l := range []map[string]string{{labelDiffID: id.String()}, {labelSource: sourceCache, labelSourceRef: "/etc/passwd"}, {snapshot.LabelRef: "c", labelDiffID: "sha256:../../x"}} {
+		m, err := s.Prepare(t.Context(), fmt.Sprint(l), "", l)
+		if err != nil || m[0].Type != "bind" {
+			t.Errorf("%v: %v %v", l, m, err)
+		}
+	}
+	for _, key := range []string{"two-view", "two", "one-view", "one"} {
+		if err := s.Remove(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(layer); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBadOptions(t *testing.T) {
 	if _, err := New(t.TempDir(), Options{DMVerity: "on"}); !errors.Is(err, errdefs.ErrNotImplemented) {
 		t.Error(err)
+	}
+	for _, opts := range []Options{{Caches: []string{"relative"}}, {Caches: []string{"/c"}, Immutable: true}, {Caches: []string{"/c"}, Verity: true}} {
+		if _, err := New(t.TempDir(), opts); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("%+v: %v", opts, err)
+		}
 	}
 	if _, err := New(t.TempDir(), Options{DMVerity: "maybe"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Error(err)

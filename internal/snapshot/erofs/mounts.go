@@ -36,7 +36,14 @@ func (e *Snapshotter) mounts(snap store.Snapshot) ([]object.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.stack(snap, lowers), nil
+	if active && snap.Info.Labels[labelSource] != "" { // the layer is there: nothing is to be written
+		own, err := e.layerMount(snap.ID, snap.Info.Labels)
+		if err != nil {
+			return nil, err
+		}
+		return e.stack(snap, append([]object.Mount{own}, lowers...), false, "ro"), nil
+	}
+	return e.stack(snap, lowers, active), nil
 }
 
 // single is a snapshot without parents.
@@ -140,17 +147,15 @@ func (e *Snapshotter) lowers(ids []string, labels []map[string]string) ([]object
 }
 
 // stack puts overlayfs over the lower mounts, or shows the only one.
-func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object.Mount {
+func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount, writable bool, options ...string) []object.Mount {
 	var mounts []object.Mount
-	var options []string
-	active := snap.Info.Kind == object.SnapshotActive
 	switch {
-	case active && e.opts.DefaultSize > 0:
+	case writable && e.opts.DefaultSize > 0:
 		mounts = append(mounts, e.imageMount(snap))
 		options = append(options,
 			upperOption(snap.Info.Labels), "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
 			"workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper")
-	case active:
+	case writable:
 		options = append(options, "workdir="+e.path(snap.ID, "work"), "upperdir="+e.path(snap.ID, "fs"))
 	}
 	first := len(mounts)
@@ -162,7 +167,7 @@ func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object
 			}
 		}
 	}
-	if len(lowers) == 1 && !active { // overlayfs wants two
+	if len(lowers) == 1 && !writable { // overlayfs wants two
 		return append(mounts, object.Mount{Type: "format/bind", Source: fmt.Sprintf("{{ mount %d }}", first), Options: append(options, "ro", "rbind")})
 	}
 	lower := fmt.Sprintf("lowerdir={{ overlay %d %d }}", first, len(mounts)-1)
