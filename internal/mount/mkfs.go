@@ -121,12 +121,12 @@ func (n newFilesystem) make(ctx context.Context, root *os.Root, path string) err
 // "2GiB". errdefs.ErrInvalidArgument otherwise.
 func ParseSize(s string) (int64, error) {
 	bad := fmt.Errorf("size %q: want a number and a unit such as 64M: %w", s, errdefs.ErrInvalidArgument)
-	unit := strings.ToLower(strings.TrimLeft(s, "0123456789."))
+	unit := strings.TrimLeft(s, "0123456789.")
 	number, err := strconv.ParseFloat(s[:len(s)-len(unit)], 64)
 	if err != nil || number < 0 {
 		return 0, bad
 	}
-	unit = strings.TrimSpace(unit)
+	unit = strings.ToLower(strings.TrimSpace(unit))
 	if unit != "b" && unit != "" {
 		unit = strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")
 		shift := strings.Index("kmgtp", unit)
