@@ -122,7 +122,9 @@ func (d *Daemon) unpackApplier(namespace, lease string) diff.Applier {
 	return d.differs[d.unpackDiffer](grpcapi.Scope{Namespace: namespace, Lease: lease})
 }
 
-// noDiffer is the differ of a configuration that names one that is not there.
+// noDiffer says what is missing.
+//
+// Differs from containerd: there the whole service is. It is the differ of a configuration that names one that is not there.
 type noDiffer struct{ err error }
 
 func (n noDiffer) Apply(context.Context, ispec.Descriptor, []object.Mount, diff.ApplyOptions) (ispec.Descriptor, error) {
