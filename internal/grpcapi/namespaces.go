@@ -40,15 +40,12 @@ func (s *namespaces) Create(ctx context.Context, req *api.CreateNamespaceRequest
 	return &api.CreateNamespaceResponse{Namespace: records.NamespaceToProto(ns)}, nil
 }
 
-// Update answers with the namespace as it is now.
-//
-// Differs from containerd: its answer is always without a namespace.
+// Update answers without the namespace, as containerd does.
 func (s *namespaces) Update(ctx context.Context, req *api.UpdateNamespaceRequest) (*api.UpdateNamespaceResponse, error) {
-	ns, err := s.db.Namespaces().Update(ctx, records.NamespaceFromProto(req.Namespace), req.UpdateMask.GetPaths()...)
-	if err != nil {
+	if _, err := s.db.Namespaces().Update(ctx, records.NamespaceFromProto(req.Namespace), req.UpdateMask.GetPaths()...); err != nil {
 		return nil, err
 	}
-	return &api.UpdateNamespaceResponse{Namespace: records.NamespaceToProto(ns)}, nil
+	return &api.UpdateNamespaceResponse{}, nil
 }
 
 func (s *namespaces) Delete(ctx context.Context, req *api.DeleteNamespaceRequest) (*emptypb.Empty, error) {
