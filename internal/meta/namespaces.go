@@ -55,7 +55,8 @@ func (n Namespaces) Create(ctx context.Context, ns object.Namespace) error {
 
 // Get returns a namespace.
 //
-// Compat: one that does not exist has no labels; it is no error.
+// Compat: one that does not exist has no labels; it is no error. A namespace comes
+// into being with what is made in it, and clients ask for its labels before.
 func (n Namespaces) Get(ctx context.Context, name string) (ns object.Namespace, err error) {
 	err = n.db.view(ctx, func(tx *bolt.Tx) error {
 		ns = object.Namespace{Name: name, Labels: getMap(inNamespace(tx, name), keyLabels)}
