@@ -59,6 +59,9 @@ type Snapshotter struct {
 	remapIDs func() bool
 }
 
+// Rescued is snapshot.Rescuer.
+func (s *Snapshotter) Rescued() error { return s.store.Rescued() }
+
 // New opens the snapshotter whose files are below root. errdefs.ErrNotImplemented
 // when root's filesystem cannot hold an overlay's files.
 func New(root string, opts Options) (*Snapshotter, error) {
