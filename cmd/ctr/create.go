@@ -287,6 +287,12 @@ func prepareRootfs(ctx context.Context, cmd *cli.Command, s *session, snapshotte
 		return resp.GetMounts(), err
 	}
 	mounts, err := prepare()
+	if errdefs.IsAlreadyExists(err) {
+		// No name stays reserved by a run that came to nothing.
+		if releaseAbandoned(ctx, s, snapshotter, req.id) {
+			mounts, err = prepare()
+		}
+	}
 	if !errdefs.IsNotFound(err) {
 		return mounts, err
 	}

@@ -54,7 +54,7 @@ type Options struct {
 	SyncDiffs bool
 	// Registry is what transfers from and to registries begin with; clients may
 	// name another directory of hosts.toml files.
-	Registry registry.Options
+	Registry func() registry.Options
 	// Plugins are the parts of the daemon for introspection, in order of start.
 	Plugins []Plugin
 	// UUID identifies this daemon's root for ever.

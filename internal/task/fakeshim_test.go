@@ -121,6 +121,8 @@ func fakeMain(args []string) error {
 		data, err := proto.Marshal(info)
 		os.Stdout.Write(data)
 		return err
+	case "work":
+		time.Sleep(time.Hour) // deliberate: it is killed
 	case "start":
 		return fakeStart(args)
 	case "delete":
@@ -354,6 +356,20 @@ func (s *fakeService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) 
 		defer s.add(r.ID, how)
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if how["create"] == "work" { // a runtime is at it, and outlives the shim
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(self, "--bundle", r.Bundle, "work")
+		cmd.Args[0] = ownShim
+		cmd.Dir = r.Bundle
+		if err := cmd.Start(); err != nil {
+			return nil, err
+		}
+		note(r.Bundle, "working")
+		select {}
 	}
 	if err := misbehave(how, "create"); err != nil {
 		return nil, err

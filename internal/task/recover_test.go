@@ -182,6 +182,44 @@ func TestRecoverHalfMade(t *testing.T) {
 	}
 }
 
+// A Create that was under way when the daemon ended is undone, with what the shim
+// has running for it.
+func TestRecoverCreateUnderWay(t *testing.T) {
+	for _, name := range []string{ownShim, foreignShim} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _ := newManager(t)
+			ctx := within(t, 20*time.Second)
+			created := make(chan error, 1)
+			c := fake("c", fakeBinary(t, name), "create", "work")
+			go func() {
+				_, err := m.Create(ctx, "ns", c, CreateOptions{})
+				created <- err
+			}()
+			for !strings.Contains(notes(m.dir()), "working") {
+				if ctx.Err() != nil {
+					t.Fatal("the shim does not get the Create")
+				}
+				time.Sleep(time.Millisecond) // deliberate: the other is a process of which only notes are known
+			}
+			m.Close()
+			if err := <-created; err == nil {
+				t.Fatal("it was created")
+			}
+			m, _ = m.reopen(t)
+			if err := m.Recover(ctx, []string{"ns"}); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(m.tasks); n != 0 {
+				t.Errorf("%d tasks after recovery", n)
+			}
+			m.quiet(t)
+			m.wantEmpty(t)
+			m.wantNoShims(t)
+		})
+	}
+}
+
 // callDelete has the shim forget a task, so that it is as if it had never been made.
 func callDelete(ctx context.Context, m *testManager, id string) error {
 	_, err := m.task(id).delete(ctx, "")

@@ -112,11 +112,14 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 	c := &link{conn, make(chan struct{})}
 	s.mu.Lock()
 	s.conn = c
-	let := s.let
+	p, let := s.process, s.let
 	s.mu.Unlock()
 	if let {
 		c.Close()
 		return
+	}
+	if p != nil && p.hasExited() {
+		c.Close() // somebody who inherited its socket has taken the connection
 	}
 	s.m.background.Go(func() {
 		select {
@@ -235,13 +238,14 @@ func (s *shim) unreachable(k key) error {
 // verdict waits until it is known what the loss of c means: true when there is
 // another connection, false when the shim is dead or out of reach.
 func (s *shim) verdict(ctx context.Context, c *link) bool {
-	timer := time.NewTimer(stateTimeout)
+	timer := time.NewTimer(s.m.timeouts().State)
 	defer timer.Stop()
 	select {
 	case <-c.resolved:
 		return !s.isDead()
 	case <-ctx.Done():
 	case <-timer.C:
+	case <-s.m.life.Done():
 	}
 	return false
 }
@@ -269,7 +273,16 @@ func (s *shim) investigate(c *link) {
 		if p != nil && p.hasExited() {
 			break
 		}
-		ctx, cancel := context.WithTimeout(s.m.life, loadTimeout)
+		ctx, cancel := context.WithTimeout(s.m.life, s.m.timeouts().Load)
+		if p != nil {
+			go func() { // a dead shim's socket may be held by who never answers
+				select {
+				case <-p.exited:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+		}
 		next, err := s.reconnect(ctx)
 		cancel()
 		if err == nil {
@@ -303,7 +316,7 @@ func (s *shim) reconnect(ctx context.Context) (*shimconn.Conn, error) {
 		break
 	}
 	s.m.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.m.timeouts().State)
 	defer cancel()
 	// Whatever it answers, even nothing: it is there.
 	err = c.Call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})
