@@ -48,6 +48,10 @@ func newNode(t *testing.T, extra string) *node {
 	return n
 }
 
+// namespace is one of this node's own: state of containers is below
+// /run/containerd/runc for all.
+func (n *node) namespace() string { return filepath.Base(n.dir) }
+
 // start runs the daemon of a directory of programs and waits until it answers.
 func (n *node) start(bin string) *client.Client {
 	n.t.Helper()
@@ -110,7 +114,8 @@ func (n *node) remove() {
 			unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
-	if left > 0 {
+	if state := "/run/containerd/runc/" + n.namespace(); left > 0 {
+		os.RemoveAll(state)
 		n.t.Errorf("%d processes and mounts were left behind", left)
 	}
 	if n.t.Failed() {

@@ -89,15 +89,15 @@ func TestStreamsEnd(t *testing.T) {
 		return nil
 	}))
 	for _, c := range []call{
-		in("takeover", "Containers/ListStream", ``),
-		in("takeover", "Content/List", ``),
-		in("takeover", "Content/Read", `digest:"`+big.String()+`"`),
-		in("takeover", "Content/Write", `action:WRITE ref:"torn" data:"some"`),
-		in("takeover", "Snapshots/List", `snapshotter:"overlayfs"`),
-		in("takeover", "Mounts/List", ``),
+		in(n.namespace(), "Containers/ListStream", ``),
+		in(n.namespace(), "Content/List", ``),
+		in(n.namespace(), "Content/Read", `digest:"`+big.String()+`"`),
+		in(n.namespace(), "Content/Write", `action:WRITE ref:"torn" data:"some"`),
+		in(n.namespace(), "Snapshots/List", `snapshotter:"overlayfs"`),
+		in(n.namespace(), "Mounts/List", ``),
 		in("", "Events/Subscribe", ``),
 		in("", "Events/Subscribe", `filters:"topic==/x"`),
-		in("takeover", "Streaming/Stream", `type_url:"containerd.services.streaming.v1.StreamInit" value:"\n\001x"`),
+		in(n.namespace(), "Streaming/Stream", `type_url:"containerd.services.streaming.v1.StreamInit" value:"\n\001x"`),
 		in("", "Health/Watch", ``),
 	} {
 		n.leaks(c.method, func() {
