@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,18 +95,18 @@ func (n *node) stop(sig syscall.Signal) {
 // test that passed has left is an error.
 func (n *node) remove() {
 	n.stop(syscall.SIGTERM)
-	left := 0
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
-		if err != nil || !strings.HasPrefix(cwd, n.dir+"/") {
-			continue
+	var pids []int
+	// A shim ends a moment after its last container.
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if pids = n.processes(); len(pids) == 0 || time.Now().After(end) {
+			break
 		}
-		left++
-		var pid int
-		if fmt.Sscan(e.Name(), &pid); pid > 1 {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
+	}
+	left := len(pids)
+	for _, pid := range pids {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		n.t.Logf("process %d: %q", pid, cmdline)
+		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
@@ -122,4 +123,16 @@ func (n *node) remove() {
 		n.t.Logf("the daemons' log:\n%s", n.log)
 	}
 	os.RemoveAll(n.dir)
+}
+
+// processes are those that work in the node's directories.
+func (n *node) processes() (pids []int) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
+		if pid, perr := strconv.Atoi(e.Name()); err == nil && perr == nil && strings.HasPrefix(cwd, n.dir+"/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
