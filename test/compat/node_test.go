@@ -119,6 +119,16 @@ func (n *node) remove() {
 		os.RemoveAll(state)
 		n.t.Errorf("%d processes and mounts were left behind", left)
 	}
+	// Parents that runtimes make and leave: only when they are empty.
+	os.Remove("/run/containerd/runc/" + n.namespace())
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		for _, parent := range []string{n.namespace(), "berth-compat"} {
+			dirs, _ := filepath.Glob(pattern + parent)
+			for _, dir := range dirs {
+				os.Remove(dir)
+			}
+		}
+	}
 	if n.t.Failed() {
 		n.t.Logf("the daemons' log:\n%s", n.log)
 	}
