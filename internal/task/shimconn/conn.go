@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 
 	"berth/internal/trace"
@@ -46,6 +47,11 @@ func newConn() *Conn { return &Conn{lost: make(chan struct{})} }
 
 // Connect dials the shim. The caller closes the connection.
 func Connect(ctx context.Context, protocol, address string) (*Conn, error) {
+	if protocol == "grpc" && strings.HasPrefix(address, "/") {
+		// Compat: shims tell the bare path where gRPC is spoken; without a scheme
+		// an address is an abstract socket elsewhere.
+		address = "unix://" + address
+	}
 	raw, err := dial(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim at %s: %w", address, err)
