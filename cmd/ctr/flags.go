@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -106,23 +104,6 @@ func runFlags() []cli.Flag {
 		&cli.StringFlag{Name: "cpuset-cpus", Usage: "Set the CPUs the container will run in (e.g., 1-2,4)"},
 		&cli.StringFlag{Name: "cpuset-mems", Usage: "Set the memory nodes the container will run in (e.g., 1-2,4)"},
 		&cli.StringFlag{Name: "rlimit-nofile", Usage: "Set RLIMIT_NOFILE (soft:hard)"},
-	}
-}
-
-// notYet refuses flags that this version does not serve.
-func notYet(cmd *cli.Command, names ...string) error {
-	for _, name := range names {
-		if cmd.IsSet(name) {
-			return fmt.Errorf("--%s is not supported yet by this version of ctr; leave it out", name)
-		}
-	}
-	return nil
-}
-
-// notYetAction is the action of a command that this version does not serve.
-func notYetAction(what string) cli.ActionFunc {
-	return func(context.Context, *cli.Command) error {
-		return fmt.Errorf("%s is not supported yet by this version of ctr", what)
 	}
 }
 
