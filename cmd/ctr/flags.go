@@ -120,6 +120,14 @@ func labelArgs(args []string) map[string]string {
 	return labels
 }
 
+// noArgs is an error about an argument that a command does not take.
+func noArgs(cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return nil
+	}
+	return invalid("%s takes no arguments, not %q; see '%s --help'", cmd.FullName(), cmd.Args().First(), cmd.FullName())
+}
+
 // needArgs is an error that names the first missing argument.
 func needArgs(cmd *cli.Command, names ...string) error {
 	if n := cmd.NArg(); n < len(names) {

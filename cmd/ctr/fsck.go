@@ -61,6 +61,9 @@ func (c *checker) add(f finding) *finding {
 }
 
 func fsckAction(ctx context.Context, cmd *cli.Command) error {
+	if err := noArgs(cmd); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c := &checker{status: output.NewStatus()}
