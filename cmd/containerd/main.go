@@ -103,8 +103,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "config":
 		return configCommand(f, rest[1:], stdout, stderr)
 	case "publish":
+		if wantsHelp(rest[1:]) {
+			_, err := io.WriteString(stdout, publishUsage)
+			return err
+		}
 		return publish(ctx, f, rest[1:], stdin)
 	case "oci-hook":
+		if wantsHelp(rest[1:]) {
+			_, err := io.WriteString(stdout, hookUsage)
+			return err
+		}
 		return ociHook(rest[1:], stdin)
 	case "help", "h":
 		_, err := io.WriteString(stdout, usage)
@@ -112,6 +120,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	return fmt.Errorf("no command %q; see containerd --help", command)
 }
+
+func wantsHelp(args []string) bool { return len(args) > 0 && (isHelp(args[0]) || args[0] == "help") }
 
 // loadConfig reads the file, which may be missing unless it was asked for, and
 // lays the flags over it.

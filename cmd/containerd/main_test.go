@@ -47,6 +47,16 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+func TestHelpOfCommands(t *testing.T) {
+	for args, want := range map[string]string{
+		"config": "migrate", "config --help": "migrate", "config dump --help": "migrate", "publish --help": "--topic", "oci-hook -h": "{{rootfs}}",
+	} {
+		if out, _, err := command(t, nil, strings.Fields(args)...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v", args, out, err)
+		}
+	}
+}
+
 func TestMistakes(t *testing.T) {
 	for _, tc := range []struct {
 		args    []string

@@ -245,7 +245,7 @@ func TestOutputs(t *testing.T) {
 		{"version --format {{.Server.Version}}", "v9\n"},
 		{"i ls -q", "example.com/one:1\n"},
 		{"__complete -- tasks kill o", "one\n"},
-		{"__complete -- t", "tasks\tManage tasks\n"},
+		{"__complete -- ta", "tasks\tManage tasks\n"},
 		{"__complete -- run --rm exam", "example.com/one:1\n"},
 		{"__complete -- run example.com/one:1 t", ""},
 		{"__complete -- -n k", "k8s.io\n"},

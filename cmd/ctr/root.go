@@ -57,6 +57,8 @@ func rootCommand() *cli.Command {
 			shimCommand(),
 			topCommand(),
 			dfCommand(),
+			doctorCommand(),
+			fsckCommand(),
 			logsCommand(),
 			completionCommand(),
 			completeCommand(),

@@ -151,7 +151,14 @@ func connectError(path string, err error) error {
 		reason = err.Error()
 		advice = "check --address and CONTAINERD_ADDRESS"
 	}
-	return fmt.Errorf("cannot connect to containerd at %s: %s: %s", path, reason, advice)
+	return unreachable{path, reason, advice}
+}
+
+// unreachable says which socket was tried, why that failed, and what to do.
+type unreachable struct{ path, reason, advice string }
+
+func (u unreachable) Error() string {
+	return fmt.Sprintf("cannot connect to containerd at %s: %s: %s", u.path, u.reason, u.advice)
 }
 
 func nativeErrors(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {

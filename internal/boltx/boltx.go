@@ -24,6 +24,7 @@ import (
 // DB is a bolt database. All methods are safe for concurrent use.
 type DB struct {
 	db     *bolt.DB
+	view   *mapping
 	sealer *sealer // nil: bolt flushes, twice for each commit
 
 	group  group
@@ -112,10 +113,12 @@ func New(f *os.File, name string) (d *DB, err error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	d.db.AllocSize = growBy
+	d.view = &mapping{f: f}
 	if d.db.Info().PageSize < sealOffset+sealSize {
 		return d, nil
 	}
-	if d.sealer, err = newSealer(f); err != nil {
+	if d.sealer, err = newSealer(f, d.view); err != nil {
+		d.view.close()
 		return nil, errors.Join(err, d.db.Close())
 	}
 	d.db.NoSync = true // the sealer does it
@@ -147,11 +150,8 @@ func Open(path, name string) (*DB, error) {
 func (d *DB) Close() error {
 	d.group.enter()
 	defer d.group.leave()
-	err := d.db.Close()
-	if d.sealer != nil {
-		err = errors.Join(err, d.sealer.close())
-		d.sealer = nil
-	}
+	err := d.db.Close() // waits for readers, and updates fail from now on
+	d.view.close()
 	return err
 }
 

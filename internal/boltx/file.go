@@ -59,7 +59,8 @@ type Meta struct {
 type File struct {
 	data []byte
 	Meta
-	seen pageSet // visited
+	seen   pageSet // visited; nil: pages may be visited again
+	visits uint64  // their number, when seen is nil
 }
 
 // Map maps a file for reading. The caller must be ready for faults (see
@@ -220,12 +221,7 @@ func (f *File) Bucket(value []byte, each EachFunc, bad BadFunc) error {
 		return bad(damaged("a small bucket is no leaf"))
 	}
 	count := int(binary.LittleEndian.Uint16(inline[10:]))
-	return f.leaf(inline, count, nil, nil, func(k, v []byte, isBucket bool) error {
-		if isBucket {
-			return bad(damaged("a small bucket contains a bucket, %q", k))
-		}
-		return each(k, v, false)
-	}, bad)
+	return f.leaf(inline, count, nil, nil, false, each, bad)
 }
 
 // tree walks below a page whose keys are at least low and below high (nil: no
@@ -240,7 +236,7 @@ func (f *File) tree(id uint64, low, high []byte, depth int, each EachFunc, bad B
 	}
 	switch flags {
 	case pageLeaf:
-		return f.leaf(p, count, low, high, each, bad)
+		return f.leaf(p, count, low, high, true, each, bad)
 	case pageBranch:
 	default:
 		return bad(damaged("page %d has the flags %#x, branch or leaf is expected", id, flags))
@@ -272,7 +268,8 @@ func (f *File) tree(id uint64, low, high []byte, depth int, each EachFunc, bad B
 	return nil
 }
 
-func (f *File) leaf(p []byte, count int, low, high []byte, each EachFunc, bad BadFunc) error {
+// leaf walks through the elements of a leaf, which may be buckets if nested.
+func (f *File) leaf(p []byte, count int, low, high []byte, nested bool, each EachFunc, bad BadFunc) error {
 	if len(p) < pageHeader+count*elementSize {
 		return bad(damaged("a leaf has %d elements in %d bytes", count, len(p)))
 	}
@@ -292,6 +289,9 @@ func (f *File) leaf(p []byte, count int, low, high []byte, each EachFunc, bad Ba
 		}
 		if flags > 1 || len(key) == 0 || i > 0 && bytes.Compare(last, key) >= 0 || outside(key, low, high) {
 			return bad(damaged("leaf element %d, %q, is out of order", i, key))
+		}
+		if flags == 1 && !nested {
+			return bad(damaged("a small bucket contains a bucket, %q", key))
 		}
 		last = key
 		if err := each(key, value, flags == 1); err != nil {
@@ -338,6 +338,13 @@ func (f *File) page(id uint64) (p []byte, flags uint16, count int, err error) {
 func (f *File) visit(id, overflow uint64) error {
 	if id < 2 || id >= f.Pages || overflow >= f.Pages-id || (id+overflow+1)*uint64(f.PageSize) > uint64(len(f.data)) {
 		return damaged("page %d, with %d more, does not exist", id, overflow)
+	}
+	if f.seen == nil {
+		// A cycle would take for ever: who reads goes through the file a few times.
+		if f.visits++; f.visits > 8*f.Pages+1024 {
+			return damaged("page %d and others are used many times", id)
+		}
+		return nil
 	}
 	for ; ; id++ {
 		if f.seen.has(id) {

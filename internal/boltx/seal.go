@@ -3,7 +3,6 @@ package boltx
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -285,7 +284,7 @@ func undoTorn(f *os.File, data []byte, closed uint64) (undone uint64, err error)
 // sealer makes transactions of an open database durable.
 type sealer struct {
 	f     *os.File
-	data  []byte // a map of the file, longer than it
+	view  *mapping
 	last  Meta
 	known pageSet // what last reaches
 	size  int64   // of the file
@@ -294,8 +293,6 @@ type sealer struct {
 }
 
 const (
-	// mapSize is the smallest stretch of addresses that a file is mapped to.
-	mapSize = 1 << 30
 	// The file grows by growBy when less than growAt of it was never used. The
 	// new part is written, not only reserved: a page that has its place on the
 	// disk is made durable without the filesystem's journal.
@@ -303,48 +300,30 @@ const (
 	growAt = 256 << 10
 )
 
-func newSealer(f *os.File) (s *sealer, err error) {
+func newSealer(f *os.File, view *mapping) (s *sealer, err error) {
 	defer CatchFaults(&err)()
-	st, err := f.Stat()
+	s = &sealer{f: f, view: view}
+	data, err := s.all()
 	if err != nil {
 		return nil, err
 	}
-	s = &sealer{f: f, size: st.Size()}
-	if err := s.remap(); err != nil {
-		return nil, err
-	}
-	metas := ReadMetas(s.data[:s.size])
+	metas := ReadMetas(data)
 	if len(metas) == 0 {
-		return nil, errors.Join(damaged("no meta page is valid"), s.close())
+		return nil, damaged("no meta page is valid")
 	}
 	s.last = metas[0]
-	if s.known, err = reached(s.data[:s.size], s.last); err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return s, nil
+	s.known, err = reached(data, s.last)
+	return s, err
 }
 
-func (s *sealer) remap() (err error) {
-	if int64(len(s.data)) > s.size {
-		return nil
-	}
-	if err := s.close(); err != nil {
-		return err
-	}
-	s.data, err = unix.Mmap(int(s.f.Fd()), 0, int(max(mapSize, 2*s.size)), unix.PROT_READ, unix.MAP_SHARED)
+// all is the file as it is now.
+func (s *sealer) all() ([]byte, error) {
+	st, err := s.f.Stat()
 	if err != nil {
-		return &os.PathError{Op: "mmap", Path: s.f.Name(), Err: err}
+		return nil, err
 	}
-	return nil
-}
-
-func (s *sealer) close() error {
-	if s.data == nil {
-		return nil
-	}
-	data := s.data
-	s.data = nil
-	return unix.Munmap(data)
+	s.size = st.Size()
+	return s.view.upTo(s.size)
 }
 
 // commit seals and flushes what bolt has written since the last time. After an
@@ -352,19 +331,15 @@ func (s *sealer) close() error {
 // and then takes the pages for clean.
 func (s *sealer) commit() (err error) {
 	defer CatchFaults(&err)()
-	st, err := s.f.Stat()
+	data, err := s.all()
 	if err != nil {
 		return err
 	}
-	s.size = st.Size()
-	if err := s.remap(); err != nil {
-		return err
-	}
-	metas := ReadMetas(s.data[:s.size])
+	metas := ReadMetas(data)
 	if len(metas) == 0 || metas[0].Tx <= s.last.Tx {
 		return damaged("the meta page that was just written is missing")
 	}
-	known, mark, err := delta(s.data[:s.size], s.known, s.last, metas[0])
+	known, mark, err := delta(data, s.known, s.last, metas[0])
 	if err != nil {
 		return err
 	}

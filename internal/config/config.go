@@ -136,7 +136,7 @@ func Default() *Config {
 			TimeoutBoltOpen:     0,
 			TimeoutDeferCleanup: Duration(time.Minute),
 			TimeoutShimStats:    Duration(2 * time.Second),
-			TimeoutShimCleanup:  Duration(5 * time.Second),
+			TimeoutShimCleanup:  Duration(10 * time.Second), // Differs from containerd: 5 s is too little for a busy disk
 			TimeoutShimLoad:     Duration(5 * time.Second),
 			TimeoutShimShutdown: Duration(3 * time.Second),
 			TimeoutTaskState:    Duration(2 * time.Second),

@@ -1,26 +1,53 @@
 package config
 
 import (
-	"fmt"
 	"maps"
+	"reflect"
 	"slices"
+	"sync"
 )
 
-// idleKeys are keys that containerd acts on and this daemon does not, with
-// what to do instead. A key is warned of when a file gives it a value that is
-// not the default.
-func idleKeys() map[string]string {
-	return map[string]string{
-		"plugin_dir": "plugins are no shared libraries since containerd 2.0; use proxy_plugins",
+// idleKey is a key, or a whole table, that containerd acts on and this daemon
+// does not, with what to do instead.
+type idleKey struct {
+	path   []string
+	advice string
+}
+
+const noCRI = "this daemon does not serve CRI"
+
+func idleKeys() []idleKey {
+	const (
+		noClass = "this daemon does not set classes of block IO and RDT"
+		noStore = "there is no such snapshotter here; use overlayfs, native, or one behind proxy_plugins"
+		tasks   = "io.containerd.service.v1.tasks-service"
+	)
+	return []idleKey{
+		{[]string{"plugin_dir"}, "plugins are no shared libraries since containerd 2.0; use proxy_plugins"},
+		{[]string{"timeouts", TimeoutDeferCleanup}, noCRI},
+		{[]string{"plugins", pluginCRI}, noCRI},
+		{[]string{"plugins", pluginCRIImages}, noCRI},
+		{[]string{"plugins", pluginCRIRuntime}, noCRI},
+		{[]string{"plugins", "io.containerd.nri.v1.nri"}, noCRI},
+		{[]string{"plugins", tasks, "blockio_config_file"}, noClass},
+		{[]string{"plugins", tasks, "rdt_config_file"}, noClass},
+		{[]string{"plugins", "io.containerd.snapshotter.v1.devmapper"}, noStore},
+		{[]string{"plugins", "io.containerd.snapshotter.v1.zfs"}, noStore},
 	}
 }
 
-// idle warns of what a file asks for in vain.
+// idle warns of what a file asks for in vain: of idle keys whose values are not
+// the defaults, and of timeouts that nobody knows.
 func (c *Config) idle(all *node) []Warning {
 	var warnings []Warning
-	for key, advice := range idleKeys() {
-		if n := all.at(key); n != nil && !n.isZero() {
-			warnings = append(warnings, n.warning("%s has no effect: %s", keyName([]string{key}), advice))
+	values := sync.OnceValues(func() (own, fallback map[string]any) { return c.values(), Default().values() })
+	for _, k := range idleKeys() {
+		n := all.at(k.path...)
+		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
+			continue
+		}
+		if own, fallback := values(); !reflect.DeepEqual(below(own, k.path), below(fallback, k.path)) {
+			warnings = append(warnings, n.warning("%s has no effect: %s", keyName(k.path), k.advice))
 		}
 	}
 	known := Default().Timeouts
@@ -31,32 +58,17 @@ func (c *Config) idle(all *node) []Warning {
 			}
 		}
 	}
-	for _, k := range idlePluginKeys() {
-		n := all.at("plugins", k.plugin, k.key)
-		if k.key == "" {
-			n = all.at("plugins", k.plugin)
-		}
-		if n == nil || n.isZero() || fmt.Sprint(n.plain()) == k.fallback {
-			continue
-		}
-		what := keyName([]string{"plugins", k.plugin})
-		if k.key != "" {
-			what = keyName([]string{"plugins", k.plugin, k.key})
-		}
-		warnings = append(warnings, n.warning("%s has no effect: %s", what, k.advice))
-	}
 	return warnings
 }
 
-// idlePluginKeys are keys of plugins' tables without effect; an empty key means
-// the whole table. fallback is a value that is not warned of.
-func idlePluginKeys() []struct{ plugin, key, fallback, advice string } {
-	const noRDT = "this daemon does not set classes of block IO and RDT"
-	return []struct{ plugin, key, fallback, advice string }{
-		{"io.containerd.service.v1.tasks-service", "blockio_config_file", "", noRDT},
-		{"io.containerd.service.v1.tasks-service", "rdt_config_file", "", noRDT},
-		{"io.containerd.snapshotter.v1.blockfile", "scratch_file", "", "there is no blockfile snapshotter; use overlayfs, native, or one behind proxy_plugins"},
-		{"io.containerd.snapshotter.v1.devmapper", "", "", "there is no devmapper snapshotter; use overlayfs, native, or one behind proxy_plugins"},
-		{"io.containerd.snapshotter.v1.zfs", "", "", "there is no zfs snapshotter; use overlayfs, native, or one behind proxy_plugins"},
+func below(values map[string]any, path []string) any {
+	var v any = values
+	for _, key := range path {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[key]
 	}
+	return v
 }

@@ -9,19 +9,15 @@ import (
 // Plugins are the tables of the parts of the daemon, under containerd's names
 // and in their order.
 type Plugins struct {
-	CRIImages   CRIImages  `toml:"io.containerd.cri.v1.images"`
-	CRIRuntime  CRIRuntime `toml:"io.containerd.cri.v1.runtime"`
-	ErofsDiffer struct {
-		MkfsOptions    []string `toml:"mkfs_options"`
-		EnableTarIndex bool     `toml:"enable_tar_index"`
-		EnableDmverity bool     `toml:"enable_dmverity"`
-	} `toml:"io.containerd.differ.v1.erofs"`
-	GC       GC        `toml:"io.containerd.gc.v1.scheduler" comment:"When garbage is collected."`
-	CRI      CRIServer `toml:"io.containerd.grpc.v1.cri"`
-	Verifier Verifier  `toml:"io.containerd.image-verifier.v1.bindir"`
-	Opt      Opt       `toml:"io.containerd.internal.v1.opt"`
-	Bolt     Bolt      `toml:"io.containerd.metadata.v1.bolt"`
-	Metrics  struct {
+	CRIImages   CRIImages   `toml:"io.containerd.cri.v1.images"`
+	CRIRuntime  CRIRuntime  `toml:"io.containerd.cri.v1.runtime"`
+	ErofsDiffer ErofsDiffer `toml:"io.containerd.differ.v1.erofs"`
+	GC          GC          `toml:"io.containerd.gc.v1.scheduler" comment:"When garbage is collected."`
+	CRI         CRIServer   `toml:"io.containerd.grpc.v1.cri"`
+	Verifier    Verifier    `toml:"io.containerd.image-verifier.v1.bindir"`
+	Opt         Opt         `toml:"io.containerd.internal.v1.opt"`
+	Bolt        Bolt        `toml:"io.containerd.metadata.v1.bolt"`
+	Metrics     struct {
 		GRPCHistogram bool `toml:"grpc_histogram" comment:"Count how long calls take (grpc_server_handling_seconds)."`
 	} `toml:"io.containerd.metrics.v1.grpc-prometheus"`
 	Restart struct {
@@ -44,20 +40,14 @@ type Plugins struct {
 		RDTConfigFile     string `toml:"rdt_config_file"`
 	} `toml:"io.containerd.service.v1.tasks-service"`
 	ShimManager ShimManager `toml:"io.containerd.shim.v1.manager"`
-	Blockfile   struct {
-		RootPath        string   `toml:"root_path"`
-		ScratchFile     string   `toml:"scratch_file"`
-		FSType          string   `toml:"fs_type"`
-		MountOptions    []string `toml:"mount_options"`
-		RecreateScratch bool     `toml:"recreate_scratch"`
-	} `toml:"io.containerd.snapshotter.v1.blockfile"`
-	Btrfs     *Btrfs     `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
-	Devmapper *Devmapper `toml:"io.containerd.snapshotter.v1.devmapper,omitempty"`
-	Erofs     Erofs      `toml:"io.containerd.snapshotter.v1.erofs"`
-	Native    Native     `toml:"io.containerd.snapshotter.v1.native"`
-	Overlay   Overlay    `toml:"io.containerd.snapshotter.v1.overlayfs"`
-	ZFS       *ZFS       `toml:"io.containerd.snapshotter.v1.zfs,omitempty"`
-	Transfer  Transfer   `toml:"io.containerd.transfer.v1.local" comment:"Pulls, pushes, imports and exports."`
+	Blockfile   Blockfile   `toml:"io.containerd.snapshotter.v1.blockfile"`
+	Btrfs       *Btrfs      `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
+	Devmapper   *Devmapper  `toml:"io.containerd.snapshotter.v1.devmapper,omitempty"`
+	Erofs       Erofs       `toml:"io.containerd.snapshotter.v1.erofs"`
+	Native      Native      `toml:"io.containerd.snapshotter.v1.native"`
+	Overlay     Overlay     `toml:"io.containerd.snapshotter.v1.overlayfs"`
+	ZFS         *ZFS        `toml:"io.containerd.snapshotter.v1.zfs,omitempty"`
+	Transfer    Transfer    `toml:"io.containerd.transfer.v1.local" comment:"Pulls, pushes, imports and exports."`
 }
 
 // GC is when garbage is collected.
@@ -174,6 +164,22 @@ type TTRPC struct {
 type Diff struct {
 	Order  []string `toml:"default" comment:"Differs in the order in which they are tried."`
 	SyncFs bool     `toml:"sync_fs" comment:"Make every apply durable before it returns."`
+}
+
+// ErofsDiffer writes layers as EROFS images.
+type ErofsDiffer struct {
+	MkfsOptions    []string `toml:"mkfs_options"`
+	EnableTarIndex bool     `toml:"enable_tar_index"`
+	EnableDmverity bool     `toml:"enable_dmverity"`
+}
+
+// Blockfile is the snapshotter whose snapshots are filesystem images.
+type Blockfile struct {
+	RootPath        string   `toml:"root_path"`
+	ScratchFile     string   `toml:"scratch_file"`
+	FSType          string   `toml:"fs_type"`
+	MountOptions    []string `toml:"mount_options"`
+	RecreateScratch bool     `toml:"recreate_scratch"`
 }
 
 // Btrfs is the snapshotter on a btrfs filesystem.

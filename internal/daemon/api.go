@@ -107,7 +107,7 @@ func (d *Daemon) openAPI(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.working(services()...)
+	d.working(d.enabled(services())...)
 	if err := d.required(); err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (d *Daemon) openAPI(context.Context) error {
 
 // serverOptions are the limits of messages in bytes, and who looks on.
 func (d *Daemon) serverOptions(recv, send int) []grpc.ServerOption {
-	var opts []grpc.ServerOption
+	opts := refuseDisabled(d.disabledServices())
 	if d.calls != nil {
 		opts = append(opts, grpc.StatsHandler(d.calls))
 	}

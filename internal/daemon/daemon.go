@@ -29,6 +29,7 @@ import (
 	"berth/internal/metrics"
 	"berth/internal/mount"
 	"berth/internal/mount/activation"
+	"berth/internal/remote"
 	"berth/internal/sandbox"
 	"berth/internal/snapshot"
 	"berth/internal/task"
@@ -51,8 +52,12 @@ type Daemon struct {
 	run           mark
 	ready         bool   // New has succeeded
 	tempDir       string // TMPDIR before the daemon set its own
-	content       *content.Local
+	content       content.Store
+	localContent  *content.Local // nil when a proxy plugin is the content store
 	snapshotters  map[string]snapshot.Backend
+	differs       map[string]openDiffer
+	unpackDiffer  string // of transfers; the walking one when empty
+	proxies       map[string]*remote.Proxy
 	events        *events.Exchange
 	db            *meta.DB
 	mounts        *activation.Table
@@ -107,8 +112,10 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 		{"tracing", d.openTracing},
 		{"directories", d.openDirs},
 		{"mark of the last run", d.readMark},
+		{"proxy plugins", d.openProxies},
 		{"content store", d.openContent},
 		{"snapshotters", d.openSnapshotters},
+		{"differs", d.openDiffers},
 		{"mounts", d.openMounts},
 		{"metadata", d.openMetadata},
 		{"tasks", d.openTasks},
@@ -190,13 +197,18 @@ func (d *Daemon) readMark(context.Context) error {
 }
 
 func (d *Daemon) openContent(ctx context.Context) error {
+	if p, err := d.contentProxy(); err != nil || p != nil {
+		d.content = p
+		return err
+	}
 	dir := filepath.Join(d.cfg.Root, contentDir)
-	return d.essential(grpcapi.Plugin{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
-		d.content, err = content.OpenLocal(content.LocalOptions{Root: dir})
+	return d.essential(grpcapi.Plugin{Type: contentPlugin, ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
+		d.localContent, err = content.OpenLocal(content.LocalOptions{Root: dir})
 		if err != nil {
 			return err
 		}
-		if removed, err := d.content.CleanIngests(ctx); err != nil {
+		d.content = d.localContent
+		if removed, err := d.localContent.CleanIngests(ctx); err != nil {
 			d.log.Warn("what earlier crashes left among the ingests stays", "error", err)
 		} else if removed > 0 {
 			d.log.Info("removed what earlier crashes left among the ingests", "removed", removed)
@@ -246,8 +258,9 @@ func (d *Daemon) openTasks(context.Context) error {
 		d.optional(grpcapi.Plugin{Type: "io.containerd.internal.v1", ID: "opt", Exports: map[string]string{"path": dir}}, func() error { return addOpt(dir) })
 	}
 	return d.essential(grpcapi.Plugin{
-		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: hostPlatform(),
-		Requires: []string{"io.containerd.metadata.v1", "io.containerd.event.v1", "io.containerd.shim.v1"},
+		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: d.taskPlatforms(),
+		Requires: []string{"io.containerd.shim.v1", "io.containerd.mount-manager.v1", "io.containerd.warning.v1"},
+		Exports:  map[string]string{"log-uri-schemes": "fifo,binary,binary-v2,file"},
 	}, func() (err error) {
 		d.tasks, err = task.New(task.Options{
 			Root:         d.cfg.Root,
@@ -259,6 +272,7 @@ func (d *Daemon) openTasks(context.Context) error {
 			Events:       d.events,
 			Mounts:       d.mounts,
 			Log:          d.log,
+			Timeouts:     d.taskTimeouts,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
 		})
 		if err != nil {
@@ -267,7 +281,8 @@ func (d *Daemon) openTasks(context.Context) error {
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
 		d.sandboxers = map[string]sandbox.Controller{"shim": d.tasks.Sandboxes()}
-		d.working(grpcapi.Plugin{Type: "io.containerd.sandbox.controller.v1", ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.working(grpcapi.Plugin{Type: sandboxPlugin, ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.proxySandboxers()
 		d.openRestart()
 		return nil
 	})

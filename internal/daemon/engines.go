@@ -5,18 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"berth/internal/config"
-	"berth/internal/diff"
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
 	"berth/internal/registry"
-	"berth/internal/snapshot"
-	"berth/internal/snapshot/native"
-	"berth/internal/snapshot/overlay"
 	"berth/internal/transfer"
 	"berth/internal/transfer/verify"
 
@@ -30,46 +25,6 @@ const defaultSnapshotter = "overlayfs"
 // shimTempDir gives shims the TMPDIR that the daemon was started with: its own
 // is for its temporary mounts.
 func (d *Daemon) shimTempDir() string { return "TMPDIR=" + d.tempDir }
-
-// openSnapshotters opens those that work on this host.
-func (d *Daemon) openSnapshotters(context.Context) error {
-	d.snapshotters = make(map[string]snapshot.Backend)
-	p := d.cfg.Plugins
-	d.openSnapshotter("native", p.Native.RootPath, func(root string) (snapshot.Backend, error) {
-		return native.New(root, nil)
-	})
-	d.openSnapshotter("overlayfs", p.Overlay.RootPath, func(root string) (snapshot.Backend, error) {
-		return overlay.New(root, overlay.Options{
-			UpperdirLabel: p.Overlay.UpperdirLabel,
-			SyncRemove:    p.Overlay.SyncRemove,
-			SlowChown:     p.Overlay.SlowChown,
-			MountOptions:  p.Overlay.MountOptions,
-		})
-	})
-	return nil
-}
-
-func (d *Daemon) openSnapshotter(name, root string, open func(root string) (snapshot.Backend, error)) {
-	if root == "" {
-		root = filepath.Join(d.cfg.Root, snapshotterDir+name)
-	}
-	plugin := grpcapi.Plugin{
-		Type: "io.containerd.snapshotter.v1", ID: name, Platforms: hostPlatform(),
-		Exports: map[string]string{"root": root},
-	}
-	d.optional(plugin, func() error {
-		s, err := open(root)
-		if err != nil {
-			return err
-		}
-		d.snapshotters[name] = s
-		d.onClose(s.Close)
-		return nil
-	})
-	if s, ok := d.snapshotters[name]; ok {
-		d.plugins[len(d.plugins)-1].Capabilities = s.Capabilities()
-	}
-}
 
 func gcOptions(cfg *config.Config) *meta.GCOptions {
 	gc := cfg.Plugins.GC
@@ -103,22 +58,19 @@ func (d *Daemon) reportDamage(r meta.Report) {
 }
 
 func (d *Daemon) openTransfer(context.Context) error {
-	d.working(grpcapi.Plugin{
-		Type: "io.containerd.differ.v1", ID: "walking", Platforms: hostPlatform(),
-		Requires: []string{"io.containerd.metadata.v1"},
-	})
 	t := d.cfg.Plugins.Transfer
 	return d.essential(grpcapi.Plugin{
 		Type: "io.containerd.transfer.v1", ID: "local",
 		Requires: []string{"io.containerd.lease.v1", "io.containerd.metadata.v1", "io.containerd.differ.v1", "io.containerd.snapshotter.v1"},
 	}, func() error {
-		name, err := d.transferSnapshotter(t.Unpack)
+		name, differ, err := d.transferSnapshotter(t.Unpack)
 		if err != nil {
 			return err
 		}
+		d.unpackDiffer = differ
 		d.transfer = transfer.New(transfer.Options{
 			Scope:        d.scope,
-			Differ:       diff.NewWalking(d.content),
+			Differ:       d.walking(d.content),
 			Snapshotter:  name,
 			MaxDownloads: t.MaxConcurrentDownloads,
 			MaxUploads:   t.MaxConcurrentUploadedLayers,
@@ -142,31 +94,39 @@ func (d *Daemon) verifier() func(context.Context, string, ispec.Descriptor) erro
 	return ask
 }
 
-// registryOptions are what all remotes of the daemon share.
-func (d *Daemon) registryOptions() registry.Options {
-	t := d.cfg.Plugins.Transfer
-	opts := registry.Options{HostDir: t.ConfigPath, Network: registry.NewNetwork(), Connections: t.MaxConcurrentDownloads}
-	if n := t.ConcurrentLayerFetchBuffer; n > 512 { // Compat: up to that it is off
-		opts.Chunk = int64(n)
+// registryOptions are what all remotes of the daemon share, as the newest
+// configuration has them.
+func (d *Daemon) registryOptions() func() registry.Options {
+	network := registry.NewNetwork()
+	return func() registry.Options {
+		t := d.live.Load().Plugins.Transfer
+		opts := registry.Options{HostDir: t.ConfigPath, Network: network, Connections: t.MaxConcurrentDownloads}
+		if n := t.ConcurrentLayerFetchBuffer; n > 512 { // Compat: up to that it is off
+			opts.Chunk = int64(n)
+		}
+		return opts
 	}
-	return opts
 }
 
 // transferSnapshotter is the snapshotter of the first unpack configuration
-// that works here.
-func (d *Daemon) transferSnapshotter(unpacks []config.Unpack) (string, error) {
+// that works here, and its differ: empty for the usual one.
+func (d *Daemon) transferSnapshotter(unpacks []config.Unpack) (name, differ string, err error) {
 	for _, u := range unpacks {
-		if _, ok := d.snapshotters[u.Snapshotter]; ok {
-			return u.Snapshotter, nil
+		err := d.hasDiffer(u.Differ)
+		if _, ok := d.snapshotters[u.Snapshotter]; !ok {
+			err = fmt.Errorf("snapshotter %q: %w; there are %v", u.Snapshotter, errdefs.ErrNotFound, slices.Sorted(maps.Keys(d.snapshotters)))
+		}
+		if err == nil {
+			return u.Snapshotter, u.Differ, nil
 		}
 		if !u.Optional {
-			return "", fmt.Errorf("unpack_config: snapshotter %q: %w; there are %v", u.Snapshotter, errdefs.ErrNotFound, slices.Sorted(maps.Keys(d.snapshotters)))
+			return "", "", fmt.Errorf("unpack_config: %w", err)
 		}
 	}
 	if _, ok := d.snapshotters[defaultSnapshotter]; ok {
-		return defaultSnapshotter, nil
+		return defaultSnapshotter, "", nil
 	}
-	return "native", nil
+	return "native", "", nil
 }
 
 // scope is the stores that a transfer sees.
@@ -178,10 +138,6 @@ func (d *Daemon) scope(namespace, lease string) transfer.Stores {
 		Leases:      s.Leases(),
 		Content:     s.Content(),
 		Snapshotter: s.Snapshotter,
+		Applier:     d.unpackApplier(namespace, lease),
 	}
-}
-
-// differ reads and writes the blobs of a scope.
-func (d *Daemon) differ(s grpcapi.Scope) diff.Applier {
-	return diff.NewWalking(d.db.Scope(s.Namespace, s.Lease).Content())
 }

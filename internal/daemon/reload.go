@@ -2,24 +2,25 @@ package daemon
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
 	"berth/internal/config"
+	"berth/internal/task"
 
 	"golang.org/x/sys/unix"
 )
 
-// reloadable are the keys that take effect without a restart, as patterns of
-// path.Match.
+// reloadable are the keys that take effect without a restart; a final dot means
+// all of a table.
 func reloadable() []string {
 	return []string{
 		"debug.level",
 		"imports",
-		"timeouts.*",
-		"plugins.'io.containerd.gc.v1.scheduler'.*",
+		"timeouts.",
+		"plugins.'io.containerd.gc.v1.scheduler'.",
 		"plugins.'io.containerd.transfer.v1.local'.config_path",
+		"plugins.'io.containerd.transfer.v1.local'.concurrent_layer_fetch_buffer",
 	}
 }
 
@@ -28,9 +29,8 @@ func reloadable() []string {
 // wait for a restart.
 func (d *Daemon) Reload(cfg *config.Config) (now, later []string) {
 	for _, key := range config.Changes(d.live.Load(), cfg) {
-		if slices.ContainsFunc(reloadable(), func(pattern string) bool {
-			ok, _ := path.Match(strings.ReplaceAll(pattern, ".", "/"), strings.ReplaceAll(key, ".", "/"))
-			return ok
+		if slices.ContainsFunc(reloadable(), func(known string) bool {
+			return key == known || strings.HasSuffix(known, ".") && strings.HasPrefix(key, known)
 		}) {
 			now = append(now, key)
 		} else {
@@ -40,6 +40,17 @@ func (d *Daemon) Reload(cfg *config.Config) (now, later []string) {
 	d.live.Store(cfg)
 	d.db.SetGC(*gcOptions(cfg))
 	return now, later
+}
+
+// taskTimeouts are those of the newest configuration.
+func (d *Daemon) taskTimeouts() task.Timeouts {
+	c := d.live.Load()
+	return task.Timeouts{
+		State:    c.Timeout(config.TimeoutTaskState),
+		Load:     c.Timeout(config.TimeoutShimLoad),
+		Cleanup:  c.Timeout(config.TimeoutShimCleanup),
+		Shutdown: c.Timeout(config.TimeoutShimShutdown),
+	}
 }
 
 // Reloading tells systemd that a configuration is being read; the result that

@@ -45,10 +45,10 @@ const (
 	maxStderr = 4 << 10
 )
 
-// openLayer returns the tar archive that r holds as mediaType, by way of the
+// Open returns the tar archive that r holds as mediaType, by way of the
 // processors that want it. Reading it to its end tells of a processor's failure.
 // Closing it ends them. errdefs.ErrNotImplemented when nothing knows the type.
-func (w *Walking) openLayer(ctx context.Context, mediaType string, r io.Reader, payloads map[string]object.Any) (io.ReadCloser, error) {
+func (w *Walking) Open(ctx context.Context, mediaType string, r io.Reader, payloads map[string]object.Any) (io.ReadCloser, error) {
 	var chain []Processor
 	for {
 		// Those of the configuration come before what is built in.

@@ -68,7 +68,7 @@ func TestProcessors(t *testing.T) {
 				c.in = strings.NewReader("layer")
 			}
 			var got []byte
-			layer, err := w.openLayer(t.Context(), c.mediaType, c.in, c.payloads)
+			layer, err := w.Open(t.Context(), c.mediaType, c.in, c.payloads)
 			if err == nil {
 				got, err = io.ReadAll(layer)
 				if cerr := layer.Close(); cerr != nil {
@@ -84,7 +84,7 @@ func TestProcessors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := NewWalking(nil).openLayer(t.Context(), secret, nil, nil); !errdefs.IsNotImplemented(err) {
+	if _, err := NewWalking(nil).Open(t.Context(), secret, nil, nil); !errdefs.IsNotImplemented(err) {
 		t.Error(err)
 	}
 }
@@ -93,7 +93,7 @@ func TestProcessorStalls(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	p := shell("p", "x", ispec.MediaTypeImageLayer, "sleep 1000 & echo $! >"+pid+"; echo stuck >&2; wait")
 	p.Stall = 300 * time.Millisecond
-	layer, err := NewWalking(nil, p).openLayer(t.Context(), "x", strings.NewReader("layer"), nil)
+	layer, err := NewWalking(nil, p).Open(t.Context(), "x", strings.NewReader("layer"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestProcessorStalls(t *testing.T) {
 
 func TestProcessorEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	layer, err := NewWalking(nil, shell("p", "x", ispec.MediaTypeImageLayer, "echo; sleep 1000")).openLayer(ctx, "x", strings.NewReader(""), nil)
+	layer, err := NewWalking(nil, shell("p", "x", ispec.MediaTypeImageLayer, "echo; sleep 1000")).Open(ctx, "x", strings.NewReader(""), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func (w *Walking) Unpack(ctx context.Context, mediaType string, r io.Reader, mou
 
 func (w *Walking) unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool, payloads map[string]object.Any) (Unpacked, error) {
 	var un Unpacked
-	layer, err := w.openLayer(ctx, mediaType, r, payloads)
+	layer, err := w.Open(ctx, mediaType, r, payloads)
 	if err != nil {
 		return un, err
 	}

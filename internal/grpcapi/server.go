@@ -33,6 +33,7 @@ import (
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 )
 
@@ -53,7 +54,7 @@ type Options struct {
 	SyncDiffs bool
 	// Registry is what transfers from and to registries begin with; clients may
 	// name another directory of hosts.toml files.
-	Registry registry.Options
+	Registry func() registry.Options
 	// Plugins are the parts of the daemon for introspection, in order of start.
 	Plugins []Plugin
 	// UUID identifies this daemon's root for ever.
@@ -116,7 +117,7 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})
 	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, registry: o.Registry, log: o.Log})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
-	healthapi.RegisterHealthServer(s, healthService{})
+	healthapi.RegisterHealthServer(s, health.NewServer())
 	return &Server{s, stop}
 }
 

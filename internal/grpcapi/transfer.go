@@ -26,7 +26,7 @@ type transfers struct {
 	engine  *transfer.Service
 	streams *streams
 	// registry is what the options of every remote begin with.
-	registry registry.Options
+	registry func() registry.Options
 	log      *slog.Logger
 }
 
@@ -226,7 +226,10 @@ func imageTarget(to *api.ImageStore) transfer.ImageTarget {
 // remote is the registry's end of a transfer as the client describes it.
 func (c *transferCall) remote(r *api.OCIRegistry) (*registry.Remote, error) {
 	resolver := r.GetResolver()
-	opts := c.registry
+	var opts registry.Options
+	if c.registry != nil {
+		opts = c.registry()
+	}
 	opts.Headers, opts.DefaultScheme, opts.Log = make(http.Header), resolver.GetDefaultScheme(), c.log
 	if dir := resolver.GetHostDir(); dir != "" {
 		opts.HostDir = dir

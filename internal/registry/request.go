@@ -146,9 +146,11 @@ func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
 	}
 }
 
-// owns tells whether an answer came from this host itself and not from where it
-// redirected to.
-func (h *host) owns(u *url.URL) bool { return strings.EqualFold(u.Host, h.name) }
+// owns tells whether a URL is of this host itself and not of where it redirected
+// to; in plain HTTP only if that is how the host is spoken to.
+func (h *host) owns(u *url.URL) bool {
+	return strings.EqualFold(u.Host, h.name) && (u.Scheme == "https" || h.scheme == "http" || h.plain.Load())
+}
 
 // send does one attempt. The body of the answer is watched for stalls.
 func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
@@ -181,7 +183,13 @@ func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
 		}
 	}
 	req.Header.Set("User-Agent", "berth")
-	for _, hd := range []http.Header{h.opts.Headers, h.header, c.header} {
+	headers := []http.Header{h.opts.Headers, h.header, c.header}
+	if !h.owns(u) {
+		// What is configured for this host, secrets perhaps, is not for the one
+		// that it sends an upload to.
+		headers = headers[2:]
+	}
+	for _, hd := range headers {
 		for k, vs := range hd {
 			req.Header[http.CanonicalHeaderKey(k)] = vs
 		}

@@ -47,9 +47,6 @@ func (r *Remote) upload(ctx context.Context, h *host, up Upload, start call, sta
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if u.at > had {
-			attempt = 1 // it moves
-		}
 		if attempt >= h.opts.Retry.Attempts || errors.Is(err, errRequestBody) {
 			return err
 		}
@@ -75,6 +72,9 @@ func (r *Remote) upload(ctx context.Context, h *host, up Upload, start call, sta
 		}
 		if err := u.resume(ctx); err != nil {
 			return err
+		}
+		if u.at > had || pause == 0 {
+			attempt = 0 // it moves, or the chunks became smaller
 		}
 	}
 }

@@ -46,6 +46,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
+	isolateCore(cfg.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()

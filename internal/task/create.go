@@ -13,6 +13,7 @@ import (
 	"berth/internal/object"
 	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
+	"berth/internal/trace"
 	"berth/internal/wire"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -42,7 +43,9 @@ type CreateOptions struct {
 // waits to be started. It returns the init's PID.
 // errdefs.ErrAlreadyExists when it has a task; errdefs.ErrNotFound when there
 // is no such runtime. A failure leaves nothing behind.
-func (m *Manager) Create(ctx context.Context, namespace string, c object.Container, opts CreateOptions) (uint32, error) {
+func (m *Manager) Create(ctx context.Context, namespace string, c object.Container, opts CreateOptions) (_ uint32, err error) {
+	ctx, span := trace.Start(ctx, "task.create", trace.String("namespace", namespace), trace.String("id", c.ID), trace.String("runtime", c.Runtime.Name))
+	defer func() { span.End(err) }()
 	if err := errors.Join(identifier("namespace", namespace), identifier("container ID", c.ID)); err != nil {
 		return 0, err
 	}
@@ -65,7 +68,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 		time.AfterFunc(spareDelay, func() { m.replenish(s.binary) })
 	} else {
 		m.background.Go(func() {
-			ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 			defer cancel()
 			s.learnProcess(ctx, t)
 		})
@@ -191,7 +194,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 // deleteNow has the shim delete what it has of a container, and tells whether
 // that is nothing now.
 func (s *shim) deleteNow(ctx context.Context, k key) bool {
-	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.m.timeouts().Cleanup)
 	defer cancel()
 	err := s.call(ctx, k, "Delete", &taskapi.DeleteRequest{ID: k.id}, &taskapi.DeleteResponse{})
 	return err == nil || errdefs.IsNotFound(err) && !s.isDead()
@@ -330,7 +333,7 @@ func (m *Manager) startOther(ctx context.Context, t *task, p plan) (_ *shim, err
 
 // endStray ends a shim that was started for a task but could not be taken over.
 func (m *Manager) endStray(t *task, address string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), shutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Shutdown)
 	defer cancel()
 	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
@@ -443,7 +446,7 @@ func (m *Manager) awaitLeaving(ctx context.Context, address string) error {
 	if !leaving {
 		return nil
 	}
-	timer := time.NewTimer(cleanupTimeout)
+	timer := time.NewTimer(m.timeouts().Cleanup)
 	defer timer.Stop()
 	select {
 	case <-s.dead:
@@ -464,7 +467,7 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 
 // shutdown tells a shim to end.
 func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
-	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	ctx, cancel := context.WithTimeout(ctx, m.timeouts().Shutdown)
 	defer cancel()
 	err := s.call(ctx, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &emptypb.Empty{})
 	if err == nil {
@@ -476,7 +479,7 @@ func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
 // seeOff waits for the end of a shim that was told to end. One that answered but
 // stays (it holds a sandbox) is kept for further tasks; one that did not is killed.
 func (m *Manager) seeOff(s *shim, k key, refused error) {
-	timer := time.NewTimer(shutdownTimeout)
+	timer := time.NewTimer(m.timeouts().Shutdown)
 	defer timer.Stop()
 	select {
 	case <-s.dead:

@@ -44,7 +44,7 @@ func (m *Manager) shimDied(s *shim) {
 func (m *Manager) bury(t *task) {
 	m.deletes <- struct{}{}
 	defer func() { <-m.deletes }()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Cleanup)
 	defer cancel()
 	binary := ""
 	if t.shim != nil {

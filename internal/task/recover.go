@@ -180,7 +180,7 @@ func (m *Manager) askDefaultRuntime() {
 // Differs from containerd: the executable of the shim need not be there any
 // more, and a task without processes is kept for its exit status.
 func (m *Manager) adoptTask(t *task) {
-	ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+	ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 	defer cancel()
 	binary := ""
 	if data, err := readSmall(t.bundle.file(binaryPathFile)); err == nil {
@@ -286,7 +286,7 @@ func (m *Manager) awaitAnswer(t *task, s *shim) {
 	m.mu.Unlock()
 	if never {
 		m.undo(t, s, plan{binary: s.binary})
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Cleanup)
 		defer cancel()
 		m.conclude(ctx, t, object.Exit{Status: exitUnknown, At: time.Now()})
 	}

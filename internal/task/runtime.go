@@ -104,7 +104,7 @@ func (m *Manager) servesItself(e edition) bool {
 	ask := m.infos.serves[e]
 	if ask == nil {
 		ask = sync.OnceValue(func() bool {
-			ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 			defer cancel()
 			info, err := m.info(ctx, e.path, nil)
 			return err == nil && info.GetAnnotations()[servesAnnotation] == "1"

@@ -238,7 +238,7 @@ func (s *shim) unreachable(k key) error {
 // verdict waits until it is known what the loss of c means: true when there is
 // another connection, false when the shim is dead or out of reach.
 func (s *shim) verdict(ctx context.Context, c *link) bool {
-	timer := time.NewTimer(stateTimeout)
+	timer := time.NewTimer(s.m.timeouts().State)
 	defer timer.Stop()
 	select {
 	case <-c.resolved:
@@ -273,7 +273,7 @@ func (s *shim) investigate(c *link) {
 		if p != nil && p.hasExited() {
 			break
 		}
-		ctx, cancel := context.WithTimeout(s.m.life, loadTimeout)
+		ctx, cancel := context.WithTimeout(s.m.life, s.m.timeouts().Load)
 		if p != nil {
 			go func() { // a dead shim's socket may be held by who never answers
 				select {
@@ -316,7 +316,7 @@ func (s *shim) reconnect(ctx context.Context) (*shimconn.Conn, error) {
 		break
 	}
 	s.m.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.m.timeouts().State)
 	defer cancel()
 	// Whatever it answers, even nothing: it is there.
 	err = c.Call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})

@@ -33,9 +33,12 @@ type Options struct {
 	// Version of the daemon, told to shims.
 	Version string
 	Events  *events.Exchange
+	Log     *slog.Logger
+	// Timeouts, unless it is nil, bounds calls that must not depend on the
+	// goodwill of a shim; it is asked for each call.
+	Timeouts func() Timeouts
 	// Mounts performs mounts of root filesystems that shims cannot do; may be nil.
 	Mounts *activation.Table
-	Log    *slog.Logger
 	// Env is added to the environment of shims.
 	Env []string
 }

@@ -159,7 +159,16 @@ func (x *session) ingestFile(ctx context.Context, name string, desc ispec.Descri
 		// Nobody would resume it: its name is random.
 		_ = undo(ctx, func(ctx context.Context) error { return x.stores.Content.Abort(ctx, ref) })
 	}
-	if n, err := copyTo(w, r); err != nil || n != desc.Size {
+	there, err := complete(w, desc)
+	if err != nil {
+		discard()
+		return err
+	}
+	to := io.Writer(w)
+	if there {
+		to = io.Discard
+	}
+	if n, err := copyTo(to, r); err != nil || n != desc.Size {
 		discard()
 		if err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("the archive ends after %d of %d bytes: %w", n, desc.Size, errdefs.ErrInvalidArgument)

@@ -12,6 +12,7 @@ import (
 	"berth/internal/diff"
 	"berth/internal/image"
 	"berth/internal/object"
+	"berth/internal/trace"
 	"berth/internal/transfer/report"
 	"berth/internal/transfer/ring"
 
@@ -56,6 +57,8 @@ type fetchPlan struct {
 // one. That is why a consumer that finds fault with what it is given does not
 // stop the stream: only its end tells whether the image is bad, or the bytes.
 func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err error) {
+	ctx, span := trace.Start(ctx, "fetch", trace.String("digest", p.desc.Digest.String()), trace.Int("size", p.desc.Size))
+	defer func() { span.End(err) }()
 	unlock, err := x.locks.Lock(ctx, blobLock(p.desc.Digest))
 	if err != nil {
 		return false, err

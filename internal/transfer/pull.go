@@ -10,6 +10,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/registry"
+	"berth/internal/trace"
 	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
@@ -25,10 +26,12 @@ const maxDocuments = 6
 // record is made last, when everything is there and on disk. A failure leaves
 // no record, no unfinished snapshot, and only such ingests as the next pull
 // resumes.
-func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (object.Image, error) {
+func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (_ object.Image, err error) {
 	if to.Name == "" {
 		to.Name = from.Reference().String()
 	}
+	ctx, span := trace.Start(ctx, "pull", trace.String("namespace", namespace), trace.String("image", to.Name))
+	defer func() { span.End(err) }()
 	rep := report.New(progress, to.Name, "downloading")
 	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
@@ -39,7 +42,7 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	defer from.Close()
 
 	rep.Say("Resolving from " + from.String())
-	target, err := from.Resolve(ctx)
+	target, err := resolve(ctx, from)
 	if err != nil {
 		return object.Image{}, err
 	}
@@ -70,6 +73,14 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	return p.finish(ctx, target)
 }
 
+func resolve(ctx context.Context, from *registry.Remote) (ispec.Descriptor, error) {
+	ctx, span := trace.Start(ctx, "pull.resolve")
+	target, err := from.Resolve(ctx)
+	span.Set(trace.String("digest", target.Digest.String()))
+	span.End(err)
+	return target, err
+}
+
 // pull is the walk down one image's tree.
 type pull struct {
 	*session
@@ -81,7 +92,9 @@ type pull struct {
 	count     references
 }
 
-func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (object.Image, error) {
+func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (_ object.Image, err error) {
+	ctx, span := trace.Start(ctx, "pull.finish")
+	defer func() { span.End(err) }()
 	// What the record names must be on disk before it: a power cut after the
 	// record leaves a whole image, one before it leaves nothing that is listed.
 	if err := p.barrier(ctx); err != nil {

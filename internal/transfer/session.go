@@ -149,21 +149,33 @@ func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byt
 			x.discard(ctx, desc, 0, err)
 		}
 	}()
-	if st, err := w.Status(); err != nil {
+	there, err := complete(w, desc)
+	if err != nil {
 		return err
-	} else if st.Offset > 0 {
-		if err := w.Truncate(0); err != nil {
-			return err
-		}
 	}
-	if _, err = io.Copy(w, bytes.NewReader(b)); err != nil {
-		return fmt.Errorf("store %s: %w", desc.Digest, err)
+	if !there {
+		if _, err = io.Copy(w, bytes.NewReader(b)); err != nil {
+			return fmt.Errorf("store %s: %w", desc.Digest, err)
+		}
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, labels)
 	if errdefs.IsAlreadyExists(err) {
 		return x.addLabels(ctx, desc.Digest, labels)
 	}
 	return err
+}
+
+// complete tells whether an ingest that was opened holds the whole blob already:
+// that of a blob which another namespace has does. What else it holds is removed.
+func complete(w content.Writer, desc ispec.Descriptor) (bool, error) {
+	st, err := w.Status()
+	if err != nil || st.Offset == 0 {
+		return false, err
+	}
+	if desc.Digest != "" && st.Offset == desc.Size && w.Digest() == desc.Digest {
+		return true, nil
+	}
+	return false, w.Truncate(0)
 }
 
 // addLabels sets those labels of a blob that it does not have yet.

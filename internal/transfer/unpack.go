@@ -15,6 +15,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/trace"
 	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
@@ -281,6 +282,8 @@ func holds(ctx context.Context, sn snapshot.Snapshotter, id string) (bool, error
 
 // prepare makes the active snapshot; exists tells that the committed one is there.
 func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
+	ctx, span := trace.Start(ctx, "snapshot.prepare")
+	defer func() { span.End(err) }()
 	id := l.ids[l.i].String()
 	parent := ""
 	if l.i > 0 {
@@ -306,7 +309,9 @@ func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
 }
 
 // unpack fills the snapshot, while the layer is fetched or from the store.
-func (l *layerWork) unpack(ctx context.Context) (diff.Unpacked, error) {
+func (l *layerWork) unpack(ctx context.Context) (_ diff.Unpacked, err error) {
+	ctx, span := trace.Start(ctx, "unpack.layer", trace.String("digest", l.desc.Digest.String()), trace.Int("size", l.desc.Size), trace.Int("layer", l.i))
+	defer func() { span.End(err) }()
 	want := l.diffIDs[l.i]
 	if l.from == nil {
 		return l.unpackStored(ctx)
@@ -371,7 +376,9 @@ func withUncompressed(labels labelsFor, desc ispec.Descriptor, diffID digest.Dig
 }
 
 // commit puts the layer onto its parent.
-func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) error {
+func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) (err error) {
+	ctx, span := trace.Start(ctx, "snapshot.commit")
+	defer func() { span.End(err) }()
 	opts := snapshot.CommitOptions{Labels: l.snapshotLabels()}
 	if l.apart {
 		if err := l.await(ctx, l.i-1); err != nil {
@@ -384,7 +391,7 @@ func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) error {
 			}
 		}
 	}
-	err := l.sn.Commit(ctx, l.ids[l.i].String(), l.key, opts)
+	err = l.sn.Commit(ctx, l.ids[l.i].String(), l.key, opts)
 	if errdefs.IsAlreadyExists(err) {
 		return undo(ctx, l.remove)
 	}

@@ -178,6 +178,21 @@ type discard struct{}
 
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
+var nullIO = cio.NullIO
+
+// kill ends and removes a container.
+func (w *world) kill(id string) {
+	w.t.Helper()
+	task := w.task(id)
+	ch, err := task.Wait(w.ctx)
+	w.try(err)
+	w.try(task.Kill(w.ctx, syscall.SIGKILL, client.WithKillAll))
+	<-ch
+	_, err = task.Delete(w.ctx)
+	w.try(err)
+	w.deleteContainer(id)
+}
+
 const forever = `trap "exit 7" TERM; echo up; while :; do sleep 0.1; done`
 
 // populate makes containers of each kind, their names beginning with a prefix.

@@ -19,6 +19,14 @@
 //	mkimage [-serve REPO:TAG] [-o FILE] [-c COMPRESSION] [-type TYPE] [-platforms LIST] [LAYER...]
 //	                                builds an image of busybox and tars, or of layers such as :features (build_test.go)
 //	terminal FILE COMMAND...        runs the command on a terminal and has the conversation of the file (terminal_test.go)
+//	signal NAME                     sends the daemon a signal: HUP, USR1
+//	ports NAME...                   sets variables to free addresses on loopback
+//	get [-unix SOCKET] URL FILE     writes what a URL answers to the file
+//	inherit NAME=ADDRESS...         hands listening sockets to the next daemon, as systemd does
+//	notify FILE                     is systemd for the next daemon: what it is told is in the file
+//	certs NAME...                   writes ca.pem, NAME.pem and NAME.key
+//	dial ADDRESS [tls [NAME]]       calls the API over TCP, with the certificate of NAME
+//	owner FILE MODE UID GID         compares
 //	await COMMAND...                runs the command again until it succeeds (10 seconds at most)
 //	shows PATTERN COMMAND...        runs it until its output matches, or with ! no longer does (10 seconds at most)
 //

@@ -110,6 +110,14 @@ func runScripts(t *testing.T, restarts bool) {
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
 			"terminal": cmdTerminal,
+			"signal":   cmdSignal,
+			"ports":    cmdPorts,
+			"get":      cmdGet,
+			"inherit":  cmdInherit,
+			"notify":   cmdNotify,
+			"certs":    cmdCerts,
+			"dial":     cmdDial,
+			"owner":    cmdOwner,
 		},
 	})
 }
@@ -131,6 +139,7 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
+	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
 }
 
 const machineKey = "machine"
@@ -142,6 +151,12 @@ func setup(env *testscript.Env, restarts bool) error {
 	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
+	}
+	// The root of a user namespace must reach its files.
+	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
 	}
 	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n[plugins.'io.containerd.internal.v1.opt']\npath = %q\n",
 		m.dir+"/root", m.dir+"/state", m.address(), m.address()+".ttrpc", m.dir+"/opt")
@@ -177,6 +192,9 @@ func (m *machine) start() error {
 	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.prepare != nil {
+		m.prepare(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

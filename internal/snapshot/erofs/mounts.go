@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 
 	"berth/internal/object"
@@ -160,16 +158,4 @@ func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object
 	}
 	options = append(append(options, lower), e.opts.OverlayOptions...)
 	return append(mounts, object.Mount{Type: "format/mkdir/overlay", Source: "overlay", Options: options})
-}
-
-// Layer is the directory in which a differ may write layer.erofs, for the
-// mounts of an active snapshot of this snapshotter; ok is false for those of
-// another, and for what is read-only.
-func Layer(mounts []object.Mount) (dir string, ok bool) {
-	dir = layerDir(mounts)
-	if dir == "" || slices.Contains(mounts[len(mounts)-1].Options, "ro") {
-		return "", false
-	}
-	_, err := os.Lstat(filepath.Join(dir, ".erofslayer"))
-	return dir, err == nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strings"
 	"unsafe"
@@ -221,26 +220,4 @@ func checkVerity(root string) error {
 		return fmt.Errorf("the filesystem of %s has no fs-verity: %w: %w", root, err, errdefs.ErrNotImplemented)
 	}
 	return nil
-}
-
-// layerDir is the directory of the active snapshot that mounts are of.
-func layerDir(mounts []object.Mount) string {
-	if len(mounts) == 0 {
-		return ""
-	}
-	if strings.HasPrefix(mounts[0].Type, "mkfs/") {
-		return filepath.Dir(mounts[0].Source)
-	}
-	last := mounts[len(mounts)-1]
-	switch path.Base(last.Type) {
-	case "bind", "erofs":
-		return filepath.Dir(last.Source)
-	case "overlay":
-		for _, o := range last.Options {
-			if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
-				return filepath.Dir(upper)
-			}
-		}
-	}
-	return ""
 }
