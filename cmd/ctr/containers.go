@@ -26,11 +26,10 @@ func containersCommand() *cli.Command {
 		Usage:   "Manage containers",
 		Commands: []*cli.Command{
 			{
-				Name:      "create",
-				Usage:     "Create container",
-				ArgsUsage: "[flags] Image|RootFS CONTAINER [COMMAND] [ARG...]",
-				Description: "Makes a container without running anything; 'ctr tasks start' does that.\n\n" +
-					"Example:\n  ctr containers create docker.io/library/alpine:latest web httpd -f",
+				Name:         "create",
+				Usage:        "Create container",
+				ArgsUsage:    "[flags] Image|RootFS CONTAINER [COMMAND] [ARG...]",
+				Description:  "Makes a container without running anything; 'ctr tasks start' does that.",
 				Flags:        createFlags(),
 				StopOnNthArg: &two,
 				Action:       withSession(createAction),
@@ -55,10 +54,8 @@ func containersCommand() *cli.Command {
 				Aliases:   []string{"ls"},
 				Usage:     "List containers",
 				ArgsUsage: "[flags] [<filter>, ...]",
-				Description: "Examples:\n  ctr containers ls 'labels.app==web'\n" +
-					"  ctr containers ls --format '{{.ID}} {{.Image}}'",
-				Flags:  []cli.Flag{quietFlag("Print only the container id"), formatFlag()},
-				Action: withSession(listContainersAction),
+				Flags:     []cli.Flag{quietFlag("Print only the container id"), formatFlag()},
+				Action:    withSession(listContainersAction),
 			},
 			{
 				Name:        "label",

@@ -333,14 +333,19 @@ func ignoreNotFound(err error) error {
 
 // defaultSnapshotter is the namespace's, or overlayfs.
 func defaultSnapshotter(ctx context.Context, s *session) (string, error) {
+	return namespaceDefault(ctx, s, "snapshotter", "overlayfs")
+}
+
+// namespaceDefault is what the namespace's label names for a kind of thing.
+func namespaceDefault(ctx context.Context, s *session, kind, otherwise string) (string, error) {
 	resp, err := namespacesapi.NewNamespacesClient(s).Get(ctx, &namespacesapi.GetNamespaceRequest{Name: s.namespace})
-	if err != nil && !errdefs.IsNotFound(err) {
+	if ignoreNotFound(err) != nil {
 		return "", err
 	}
-	if name := resp.GetNamespace().GetLabels()["containerd.io/defaults/snapshotter"]; name != "" {
+	if name := resp.GetNamespace().GetLabels()["containerd.io/defaults/"+kind]; name != "" {
 		return name, nil
 	}
-	return "overlayfs", nil
+	return otherwise, nil
 }
 
 // runtimeOf is the runtime that the flags name, with its options.

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	"berth/internal/archive"
 	"berth/internal/image"
 	"berth/internal/mount"
 	"berth/internal/wire"
@@ -117,15 +116,7 @@ func (c *comparison) run(ctx context.Context, st *store, n *storedNamespace, sna
 
 // layer compares one layer's entries. An entry may come twice: the last counts.
 func (c *comparison) layer(ctx context.Context, s *session, desc ispec.Descriptor, index int) error {
-	pr, pw := io.Pipe()
-	defer pr.Close()
-	go func() {
-		pw.CloseWithError(s.streamBlob(ctx, desc, func(b []byte) error {
-			_, err := pw.Write(b)
-			return err
-		}))
-	}()
-	r, _, err := archive.Decompress(pr)
+	r, err := s.openLayer(ctx, desc)
 	if err != nil {
 		return err
 	}

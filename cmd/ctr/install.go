@@ -11,8 +11,6 @@ import (
 	"path"
 	"strings"
 
-	"berth/internal/archive"
-
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/errdefs"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -93,17 +91,9 @@ type installation struct {
 }
 
 func (in *installation) layer(ctx context.Context, s *session, layer ispec.Descriptor) error {
-	pr, pw := io.Pipe()
-	defer pr.Close()
-	go func() {
-		pw.CloseWithError(s.streamBlob(ctx, layer, func(b []byte) error {
-			_, err := pw.Write(b)
-			return err
-		}))
-	}()
-	r, _, err := archive.Decompress(pr)
+	r, err := s.openLayer(ctx, layer)
 	if err != nil {
-		return fmt.Errorf("layer %s: %w", layer.Digest, err)
+		return err
 	}
 	defer r.Close()
 	for tr := tar.NewReader(r); ; {

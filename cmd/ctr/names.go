@@ -4,10 +4,12 @@ import (
 	"context"
 	"slices"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/api/types/task"
 )
 
 // nameSource lists the names of one kind of thing that the daemon has, for
@@ -31,64 +33,52 @@ func sourceOf(service string) nameSource {
 	}[service]
 }
 
-func imageNames(ctx context.Context, s *session) (out []string) {
+// collect is what get returns for each of list.
+func collect[T any](list []T, get func(T) string) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = get(v)
+	}
+	return out
+}
+
+func imageNames(ctx context.Context, s *session) []string {
 	resp, _ := imagesapi.NewImagesClient(s).List(ctx, &imagesapi.ListImagesRequest{})
-	for _, i := range resp.GetImages() {
-		out = append(out, i.Name)
-	}
-	return out
+	return collect(resp.GetImages(), (*imagesapi.Image).GetName)
 }
 
-func containerIDs(ctx context.Context, s *session) (out []string) {
+func containerIDs(ctx context.Context, s *session) []string {
 	list, _ := listContainers(ctx, s)
-	for _, c := range list {
-		out = append(out, c.ID)
-	}
-	return out
+	return collect(list, (*containersapi.Container).GetID)
 }
 
-func taskIDs(ctx context.Context, s *session) (out []string) {
+func taskIDs(ctx context.Context, s *session) []string {
 	list, _ := listTasks(ctx, s)
-	for _, t := range list {
-		out = append(out, t.ID)
-	}
-	return out
+	return collect(list, (*task.Process).GetID)
 }
 
-func sandboxIDs(ctx context.Context, s *session) (out []string) {
+func sandboxIDs(ctx context.Context, s *session) []string {
 	list, _ := listSandboxes(ctx, s)
-	for _, sb := range list {
-		out = append(out, sb.ID)
-	}
-	return out
+	return collect(list, func(sb sandboxView) string { return sb.ID })
 }
 
-func namespaceNames(ctx context.Context, s *session) (out []string) {
+func namespaceNames(ctx context.Context, s *session) []string {
 	resp, _ := namespacesapi.NewNamespacesClient(s).List(ctx, &namespacesapi.ListNamespacesRequest{})
-	for _, n := range resp.GetNamespaces() {
-		out = append(out, n.Name)
-	}
-	return out
+	return collect(resp.GetNamespaces(), (*namespacesapi.Namespace).GetName)
 }
 
-func leaseIDs(ctx context.Context, s *session) (out []string) {
+func leaseIDs(ctx context.Context, s *session) []string {
 	resp, _ := leasesapi.NewLeasesClient(s).List(ctx, &leasesapi.ListRequest{})
-	for _, l := range resp.GetLeases() {
-		out = append(out, l.ID)
-	}
-	return out
+	return collect(resp.GetLeases(), (*leasesapi.Lease).GetID)
 }
 
-func snapshotKeys(ctx context.Context, s *session) (out []string) {
+func snapshotKeys(ctx context.Context, s *session) []string {
 	name, err := defaultSnapshotter(ctx, s)
 	if err != nil {
 		return nil
 	}
 	list, _ := newSnapshotter(s, name).list(ctx)
-	for _, v := range list {
-		out = append(out, v.Name)
-	}
-	return out
+	return collect(list, func(v snapshotView) string { return v.Name })
 }
 
 func blobDigests(ctx context.Context, s *session) (out []string) {

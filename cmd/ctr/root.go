@@ -16,17 +16,10 @@ func rootCommand() *cli.Command {
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "Print the version", HideDefault: true, Local: true}
 	cli.VersionPrinter = func(cmd *cli.Command) { fmt.Fprintln(cmd.Root().Writer, "ctr", version.Name, cmd.Version) }
 	root := &cli.Command{
-		Name:    "ctr",
-		Usage:   "the command line of Berth, a container runtime daemon",
-		Version: version.Version,
-		Description: "ctr manages images, containers and tasks through the containerd API.\n\n" +
-			"Examples:\n" +
-			"  ctr images pull docker.io/library/alpine:latest\n" +
-			"  ctr run --rm -t docker.io/library/alpine:latest shell sh\n" +
-			"  ctr run -d docker.io/library/alpine:latest web httpd -f\n" +
-			"  ctr tasks ls\n" +
-			"  ctr tasks exec --exec-id e1 -t web sh\n" +
-			"  ctr containers ls --format json",
+		Name:                      "ctr",
+		Usage:                     "the command line of Berth, a container runtime daemon",
+		Version:                   version.Version,
+		Description:               "ctr manages images, containers and tasks through the containerd API.",
 		DisableSliceFlagSeparator: true,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "debug", Usage: "Enable debug output in logs"},
@@ -36,40 +29,48 @@ func rootCommand() *cli.Command {
 			&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "Namespace to use with commands", Value: "default", Sources: cli.EnvVars("CONTAINERD_NAMESPACE")},
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main does that
+		// What is used every day first, then what is used when something is wrong, then
+		// what few need.
 		Commands: []*cli.Command{
-			pluginsCommand(),
-			versionCommand(),
-			containersCommand(),
-			contentCommand(),
-			eventsCommand(),
-			imagesCommand(),
-			leasesCommand(),
-			namespacesCommand(),
-			pprofCommand(),
 			runCommand(),
-			snapshotsCommand(),
+			imagesCommand(),
+			containersCommand(),
 			tasksCommand(),
-			installCommand(),
-			ociCommand(),
-			sandboxesCommand(),
-			infoCommand(),
-			deprecationsCommand(),
-			shimCommand(),
+			logsCommand(),
 			topCommand(),
 			dfCommand(),
+			eventsCommand(),
+
 			doctorCommand(),
 			fsckCommand(),
-			logsCommand(),
+			infoCommand(),
+			versionCommand(),
+			pluginsCommand(),
+			deprecationsCommand(),
+
+			snapshotsCommand(),
+			contentCommand(),
+			leasesCommand(),
+			namespacesCommand(),
+			sandboxesCommand(),
+			shimCommand(),
+			ociCommand(),
+			installCommand(),
+			pprofCommand(),
 			completionCommand(),
 			completeCommand(),
 		},
 	}
-	prepare(root)
+	prepare(root, "", examplesOf())
 	return root
 }
 
-// prepare gives every command below c what all have in common.
-func prepare(c *cli.Command) {
+// prepare gives c, whose path that is, and every command below it what all have in
+// common.
+func prepare(c *cli.Command, path string, examples map[string][]string) {
+	describe(c, examples[path])
+	// The library writes [options] itself.
+	c.ArgsUsage = strings.TrimSpace(strings.TrimPrefix(c.ArgsUsage, "[flags]"))
 	c.DisableSliceFlagSeparator = true
 	c.OnUsageError = usageError
 	c.CommandNotFound = nil
@@ -77,7 +78,7 @@ func prepare(c *cli.Command) {
 		c.Action = groupAction
 	}
 	for _, sub := range c.Commands {
-		prepare(sub)
+		prepare(sub, strings.TrimSpace(path+" "+sub.Name), examples)
 	}
 }
 

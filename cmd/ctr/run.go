@@ -16,15 +16,10 @@ import (
 func runCommand() *cli.Command {
 	two := 2
 	return &cli.Command{
-		Name:      "run",
-		Usage:     "Run a container",
-		ArgsUsage: "[flags] Image|RootFS ID [COMMAND] [ARG...]",
-		Description: "Makes a container from an image, starts it, and waits for it; ctr exits with its status.\n\n" +
-			"Examples:\n" +
-			"  ctr run --rm docker.io/library/alpine:latest hello echo hello\n" +
-			"  ctr run --rm -t docker.io/library/alpine:latest shell sh\n" +
-			"  ctr run -d --env PORT=80 --memory-limit 67108864 docker.io/library/nginx:latest web\n" +
-			"  ctr run --rm --mount type=bind,src=/srv,dst=/srv,options=rbind:ro docker.io/library/alpine:latest list ls /srv",
+		Name:         "run",
+		Usage:        "Run a container",
+		ArgsUsage:    "[flags] Image|RootFS ID [COMMAND] [ARG...]",
+		Description:  "Makes a container from an image, starts it, and waits for it; ctr exits with its status.",
 		Flags:        append(runFlags(), createFlags()...),
 		StopOnNthArg: &two,
 		Action:       withSession(runAction),

@@ -11,10 +11,8 @@ import (
 	"berth/cmd/ctr/output"
 	"berth/internal/spec"
 
-	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -93,7 +91,7 @@ func runSandboxAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	if b, err = json.Marshal(&oci); err != nil {
 		return err
 	}
-	sandboxer, err := defaultSandboxer(ctx, s)
+	sandboxer, err := namespaceDefault(ctx, s, "sandboxer", "shim")
 	if err != nil {
 		return err
 	}
@@ -122,19 +120,6 @@ func runSandboxAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	}
 	output.Line("%s", id)
 	return nil
-}
-
-// defaultSandboxer is the controller that the namespace's label names, or the
-// runtime's shim.
-func defaultSandboxer(ctx context.Context, s *session) (string, error) {
-	resp, err := namespacesapi.NewNamespacesClient(s).Get(ctx, &namespacesapi.GetNamespaceRequest{Name: s.namespace})
-	if err != nil && !errdefs.IsNotFound(err) {
-		return "", err
-	}
-	if name := resp.GetNamespace().GetLabels()["containerd.io/defaults/sandboxer"]; name != "" {
-		return name, nil
-	}
-	return "shim", nil
 }
 
 func listSandboxes(ctx context.Context, s *session, filters ...string) ([]sandboxView, error) {

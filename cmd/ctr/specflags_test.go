@@ -38,7 +38,7 @@ func buildSpec(t *testing.T, root string, args ...string) (*specs.Spec, error) {
 		out, err = spec.Build(req.flags)
 		return err
 	}
-	prepare(cmd)
+	prepare(cmd, "run", nil)
 	return out, cmd.Run(t.Context(), append([]string{"run"}, args...))
 }
 

@@ -52,7 +52,7 @@ func tasksCommand() *cli.Command {
 			},
 			{
 				Name: "exec", Usage: "Execute additional processes in an existing container", ArgsUsage: "[flags] CONTAINER CMD [ARG...]",
-				Description: "Example:\n  ctr tasks exec --exec-id e1 -t web sh",
+				Description: "Runs a command beside the container's own process; ctr exits with its status. Names of execs are free again when they have ended.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "cwd", Usage: "Working directory of the new process"},
 					&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "Allocate a TTY for the container"},
@@ -81,7 +81,7 @@ func tasksCommand() *cli.Command {
 			},
 			{
 				Name: "metrics", Aliases: []string{"metric"}, Usage: "Get a single data point of metrics for a task with the built-in Linux runtime", ArgsUsage: "CONTAINER",
-				Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: `"table" or "json"`, Value: "table"}},
+				Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: `"table", "json", or a Go template`, Value: "table"}},
 				Action: withSession(metricsAction),
 			},
 			{Name: "pause", Usage: "Pause an existing container", ArgsUsage: "CONTAINER", Action: withSession(pauseAction)},
