@@ -32,7 +32,7 @@ func configOf(t *testing.T, bin string, args ...string) map[string]any {
 }
 
 // differences lists the keys of which two configurations think differently.
-func differences(theirs, ours any, key string) []string {
+func unlike(theirs, ours any, key string) []string {
 	a, isA := theirs.(map[string]any)
 	b, isB := ours.(map[string]any)
 	if !isA || !isB {
@@ -45,7 +45,7 @@ func differences(theirs, ours any, key string) []string {
 	maps.Copy(all, b)
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, differences(a[k], b[k], strings.TrimPrefix(key+"/"+k, "/"))...)
+		out = append(out, unlike(a[k], b[k], strings.TrimPrefix(key+"/"+k, "/"))...)
 	}
 	return out
 }
@@ -59,7 +59,7 @@ var onPurpose = []string{
 
 func compare(t *testing.T, theirs, ours map[string]any, known ...string) {
 	t.Helper()
-	for _, d := range differences(theirs, ours, "") {
+	for _, d := range unlike(theirs, ours, "") {
 		if !slices.Contains(onPurpose, d) && !slices.Contains(known, d) {
 			t.Error(d)
 		}
