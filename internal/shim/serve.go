@@ -73,7 +73,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	defer signal.Stop(signals)
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, counted{cfg.Listener, end, pub.daemonSeen}) }()
+	go func() { served <- server.Serve(ctx, &counted{cfg.Listener, end, pub.daemonSeen}) }()
 	for {
 		select {
 		case sig := <-signals:
@@ -154,13 +154,14 @@ func (e *ending) unneeded() {
 }
 
 // counted is a listener that counts the open connections, and tells of each.
+// It is used by its address: the server keeps listeners as keys of a map.
 type counted struct {
 	net.Listener
 	end      *ending
 	accepted func()
 }
 
-func (l counted) Accept() (net.Conn, error) {
+func (l *counted) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
