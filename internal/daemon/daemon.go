@@ -50,6 +50,7 @@ type Daemon struct {
 	log *slog.Logger
 
 	run           mark
+	rebooted      bool   // since the last daemon
 	ready         bool   // New has succeeded
 	tempDir       string // TMPDIR before the daemon set its own
 	content       content.Store
@@ -178,6 +179,7 @@ func (d *Daemon) readMark(context.Context) error {
 	d.run = mark{Boot: bootID(), Started: time.Now().UTC()}
 	if ok {
 		d.run.Doubt = d.doubt(last)
+		d.rebooted = last.Boot != d.run.Boot
 		if !last.Clean {
 			d.log.Info("the last daemon was not stopped in order", "started", last.Started, "rebooted", last.Boot != d.run.Boot)
 		}
@@ -246,6 +248,7 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 		return err
 	}
 	d.onClose(d.db.Close)
+	d.distrust(ctx)
 	d.reportDamage(d.db.Report())
 	d.working(d.gcPlugin())
 	return nil

@@ -28,11 +28,10 @@ const lockPatience = 5 * time.Second
 func lockDir(dir string) (unlock func() error, err error) {
 	path := filepath.Join(dir, lockFile)
 	unlock, err = fsx.TryLock(path)
-	// A daemon that was killed while it started a program leaves a child that
-	// holds the lock until its exec.
-	for end := time.Now().Add(lockPatience); errdefs.IsUnavailable(err) && !alive(path) && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-		unlock, err = fsx.TryLock(path)
+	if errdefs.IsUnavailable(err) && !alive(path) {
+		// A daemon that was killed while it started a program leaves a child that
+		// holds the lock until its exec.
+		unlock, err = fsx.Lock(path, lockPatience)
 	}
 	if errdefs.IsUnavailable(err) {
 		return nil, fmt.Errorf("%s is in use by %s; stop it, or choose other directories with --root and --state: %w", dir, holder(path), errdefs.ErrAlreadyExists)

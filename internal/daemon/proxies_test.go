@@ -199,7 +199,8 @@ func TestContentProxy(t *testing.T) {
 	}
 	for _, req := range []*contentapi.WriteContentRequest{
 		{Action: contentapi.WriteAction_WRITE, Ref: "r", Data: blob},
-		{Action: contentapi.WriteAction_COMMIT, Ref: "r", Total: int64(len(blob)), Offset: int64(len(blob))},
+		// A root: a collection that comes by leaves it alone.
+		{Action: contentapi.WriteAction_COMMIT, Ref: "r", Total: int64(len(blob)), Offset: int64(len(blob)), Labels: map[string]string{"containerd.io/gc.root": "test"}},
 	} {
 		if err := w.Send(req); err != nil {
 			t.Fatal(err)

@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -73,6 +75,62 @@ func (d *Daemon) doubt(last mark) *time.Time {
 		}
 	}
 	return &since
+}
+
+// distrust removes, after a reboot and before anybody is served, the layers that no
+// image names. A layer's record may have survived a power cut that took its files:
+// they are brought to the disk all at once, before the config of the image names
+// the chain and the image's record follows. Until then only the lease of the
+// transfer, of whom it is, holds them; so such leases, which expire, let go of their
+// snapshots. Their blobs stay for the next attempt: they are verified.
+func (d *Daemon) distrust(ctx context.Context) {
+	if !d.rebooted && d.run.Doubt == nil || d.db.Report().Damage != nil {
+		return // what a damaged database does not name any more is not garbage
+	}
+	begin := time.Now()
+	released, err := d.releaseSnapshots(ctx)
+	if err == nil {
+		_, err = d.db.Collect(ctx)
+	}
+	if err != nil {
+		d.log.Error("layers of unfinished transfers, whose files may be lost, are not removed", "error", err)
+		return
+	}
+	d.log.Info("the host was booted since: layers of unfinished transfers are removed", "released", released, "took", time.Since(begin))
+}
+
+// releaseSnapshots makes the leases that expire let go of snapshots.
+func (d *Daemon) releaseSnapshots(ctx context.Context) (released int, err error) {
+	namespaces, err := d.db.Namespaces().List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, ns := range namespaces {
+		leases := d.db.Scope(ns.Name, "").Leases()
+		list, err := leases.List(ctx)
+		if err != nil {
+			return released, err
+		}
+		for _, lease := range list {
+			if lease.Labels["containerd.io/gc.expire"] == "" {
+				continue
+			}
+			held, err := leases.ListResources(ctx, lease.ID)
+			if err != nil {
+				return released, err
+			}
+			for _, r := range held {
+				if !strings.HasPrefix(r.Type, "snapshots/") {
+					continue
+				}
+				if err := leases.DeleteResource(ctx, lease.ID, r); err != nil {
+					return released, err
+				}
+				released++
+			}
+		}
+	}
+	return released, nil
 }
 
 // verify hashes what was written shortly before a power cut and removes what

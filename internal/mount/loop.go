@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +32,7 @@ func attachLoop(file string, readOnly, directIO bool) (*os.File, error) {
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: flags}}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], file)
 	for try := range 100 {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		n, err := freeLoop(int(control.Fd()), try)
 		if err != nil {
 			return nil, fmt.Errorf("find a free device: %w", err)
 		}
@@ -49,7 +48,20 @@ func attachLoop(file string, readOnly, directIO bool) (*os.File, error) {
 		if !errors.Is(err, unix.EBUSY) { // EBUSY: somebody was faster, on to the next
 			return nil, fmt.Errorf("configure %s for %s: %w", device.Name(), file, err)
 		}
-		time.Sleep(time.Duration(try) * time.Millisecond)
 	}
 	return nil, fmt.Errorf("no free device for %s: %w", file, unix.EBUSY)
+}
+
+// freeLoop is the number of a loop device that is free. When others keep taking
+// what is free, or look at it so that it cannot be configured, a new one is made
+// rather than waited for.
+func freeLoop(control, try int) (int, error) {
+	if try < 3 {
+		return unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+	}
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(control), unix.LOOP_CTL_ADD, ^uintptr(0)) // -1: any number
+	if errno != 0 {
+		return unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+	}
+	return int(n), nil
 }

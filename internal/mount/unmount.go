@@ -38,7 +38,8 @@ func Unmount(target string, flags int) error {
 }
 
 // unmountTop undoes one mount. Who keeps it busy is mostly a process about to
-// end, so it waits a little: 31 ms in all.
+// end, so it waits a little: 31 ms in all. The kernel gives no sign when a mount is
+// not busy any more.
 func unmountTop(target string, flags int) error {
 	for wait := time.Millisecond; ; wait *= 2 {
 		err := unix.Unmount(target, flags)

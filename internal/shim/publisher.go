@@ -25,6 +25,7 @@ type publisher struct {
 	queue  []*api.Envelope
 	keep   []bool // parallel to queue: may not be dropped
 	wake   chan struct{}
+	seen   chan struct{} // see daemonSeen
 	closed bool
 	done   chan struct{}
 }
@@ -43,7 +44,7 @@ const (
 )
 
 func newPublisher(address, namespace string, log *slog.Logger) *publisher {
-	p := &publisher{address: address, namespace: namespace, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &publisher{address: address, namespace: namespace, log: log, wake: make(chan struct{}, 1), seen: make(chan struct{}, 1), done: make(chan struct{})}
 	go p.run()
 	return p
 }
@@ -161,10 +162,26 @@ func (p *publisher) run() {
 	}
 }
 
-// pause sleeps and returns the next time's length.
+// pause waits, until a daemon shows itself at the latest, and returns the next
+// time's length.
 func (p *publisher) pause(d time.Duration) time.Duration {
-	time.Sleep(d)
-	return min(2*d, retryMax)
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return min(2*d, retryMax)
+	case <-p.seen:
+		return retryMin
+	}
+}
+
+// daemonSeen tells that somebody has connected to the shim: a daemon that is back
+// gets what waits for it at once.
+func (p *publisher) daemonSeen() {
+	select {
+	case p.seen <- struct{}{}:
+	default:
+	}
 }
 
 func forward(client *ttrpc.Client, env *api.Envelope) error {

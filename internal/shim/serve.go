@@ -73,7 +73,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	defer signal.Stop(signals)
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, counted{cfg.Listener, end}) }()
+	go func() { served <- server.Serve(ctx, &counted{cfg.Listener, end, pub.daemonSeen}) }()
 	for {
 		select {
 		case sig := <-signals:
@@ -153,18 +153,21 @@ func (e *ending) unneeded() {
 	})
 }
 
-// counted is a listener that counts the open connections.
+// counted is a listener that counts the open connections, and tells of each.
+// It is used by its address: the server keeps listeners as keys of a map.
 type counted struct {
 	net.Listener
-	end *ending
+	end      *ending
+	accepted func()
 }
 
-func (l counted) Accept() (net.Conn, error) {
+func (l *counted) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	l.end.clients.Add(1)
+	l.accepted()
 	return &countedConn{Conn: conn, end: l.end}, nil
 }
 

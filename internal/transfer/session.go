@@ -44,6 +44,7 @@ type session struct {
 
 	mu      sync.Mutex
 	syncers map[string]snapshot.Syncer // by snapshotter: what must reach the disk
+	chains  []chainLabel               // what is to be said when it has
 }
 
 // begin opens a session. A lease is made for it unless there is one; end
@@ -228,16 +229,28 @@ func (x *session) exists(ctx context.Context, d digest.Digest) (bool, error) {
 	return there()
 }
 
-// mustSync notes that a snapshotter holds files that must reach the disk.
-func (x *session) mustSync(name string, sn snapshot.Backend) {
+// chainLabel is what the config of an image is to say of its chain of snapshots.
+type chainLabel struct {
+	config digest.Digest
+	labels map[string]string
+}
+
+// mustSync notes that a snapshotter holds files that must reach the disk, and what
+// may be said of them then.
+func (x *session) mustSync(name string, sn snapshot.Backend, label chainLabel) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if s, ok := sn.(snapshot.Syncer); ok {
-		x.mu.Lock()
 		x.syncers[name] = s
-		x.mu.Unlock()
 	}
+	x.chains = append(x.chains, label)
 }
 
 // barrier returns when everything that was unpacked would survive a power cut.
+//
+// Only then do the configs name their chains: after a power cut a chain that
+// nothing but a lease holds is one whose files may be lost, see the daemon's
+// distrust; the lease has held it until here.
 func (x *session) barrier(ctx context.Context) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -250,6 +263,13 @@ func (x *session) barrier(ctx context.Context) error {
 		}
 	}
 	clear(x.syncers)
+	failpoint.Hit("transfer.chain.before-label")
+	for _, c := range x.chains {
+		if err := x.addLabels(ctx, c.config, c.labels); err != nil {
+			return err
+		}
+	}
+	x.chains = nil
 	return nil
 }
 

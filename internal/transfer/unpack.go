@@ -72,10 +72,9 @@ func (x *session) unpackChain(ctx context.Context, snapshotter string, config is
 	if err := c.run(ctx); err != nil {
 		return err
 	}
-	x.mustSync(name, sn)
-	failpoint.Hit("transfer.chain.before-label")
 	// The config keeps the chain as long as the image is there.
-	return x.addLabels(ctx, config.Digest, map[string]string{image.SnapshotLabel(name): c.ids[len(c.ids)-1].String()})
+	x.mustSync(name, sn, chainLabel{config.Digest, map[string]string{image.SnapshotLabel(name): c.ids[len(c.ids)-1].String()}})
+	return nil
 }
 
 func (c *chain) run(ctx context.Context) error {

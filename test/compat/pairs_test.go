@@ -12,6 +12,12 @@ func TestPairs(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
 	}
+	scripts := filepath.Join(t.TempDir(), "script.test")
+	build := exec.Command("go", "test", "-c", "-o", scripts, "./test/script")
+	build.Dir = "../.."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	for _, pair := range []struct {
 		name              string
 		daemon, shim, ctr string
@@ -22,6 +28,7 @@ func TestPairs(t *testing.T) {
 		{"our daemon, their shim", oursBin, peerBin, oursBin},
 	} {
 		t.Run(pair.name, func(t *testing.T) {
+			t.Parallel() // they wait more than they compute
 			dir := t.TempDir()
 			link := func(from, name, to string) {
 				if err := os.Symlink(filepath.Join(from, name), filepath.Join(dir, to)); err != nil {
@@ -34,8 +41,8 @@ func TestPairs(t *testing.T) {
 			link(pair.shim, "containerd-shim-runc-v2", "containerd-shim-runc-v2")
 			link(pair.ctr, "ctr", "ctr")
 			link(peerBin, "runc", "runc")
-			cmd := exec.Command("go", "test", "-count=1", "-timeout=10m", "./test/script", "-run", "^(TestScripts|TestNothingLeft)$")
-			cmd.Dir = "../.."
+			cmd := exec.Command(scripts, "-test.timeout=10m", "-test.run=^(TestScripts|TestNothingLeft)$")
+			cmd.Dir = "../script" // of the main module
 			cmd.Env = append(os.Environ(), "BERTH_BIN="+dir, "BERTH_CTR="+filepath.Join(dir, "ctr"))
 			out, err := cmd.CombinedOutput()
 			if err != nil {
