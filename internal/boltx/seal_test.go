@@ -115,8 +115,11 @@ func TestPowerCut(t *testing.T) {
 	}
 	change(t, db, r, 200)
 	flushed, before := read()
-	torn, whole := 0, 0
-	for i := range 40 {
+	torn, whole, commits := 0, 0, 40
+	if testing.Short() {
+		commits = 12
+	}
+	for i := range commits {
 		change(t, db, r, []int{3, 10, 100, 3000}[i%4])
 		written, after := read()
 		flushed = append(flushed, make([]byte, len(written)-len(flushed))...)
@@ -151,7 +154,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		flushed, before = written, after
 	}
-	if torn < 40 || whole < 40 {
+	if torn < commits || whole < commits {
 		t.Errorf("only %d torn and %d whole transactions were tried", torn, whole)
 	}
 }

@@ -35,19 +35,19 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// both are a daemon of ours and one of theirs, of which the same is asked.
-type both struct {
+// twoDaemons are a daemon of ours and one of theirs, of which the same is asked.
+type twoDaemons struct {
 	ours, theirs *grpc.ClientConn
 	calls, bad   int
 }
 
 // startBoth starts them with the lines added to their configuration.
-func startBoth(t *testing.T, config string) *both {
+func startBoth(t *testing.T, config string) *twoDaemons {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("containerd needs root")
 	}
-	return &both{ours: startOne(t, oursBin, config), theirs: startOne(t, peerBin, config)}
+	return &twoDaemons{ours: startOne(t, oursBin, config), theirs: startOne(t, peerBin, config)}
 }
 
 func startOne(t *testing.T, bin, extra string) *grpc.ClientConn {
@@ -104,7 +104,7 @@ startup_delay = "1h"
 
 // askBoth calls a method of both and compares code and answer. The answer of ours
 // is returned, nil when it was an error.
-func askBoth[Req, Resp proto.Message](t *testing.T, b *both, ctx context.Context, what string, method func(grpc.ClientConnInterface) func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req) (resp Resp, ok bool) {
+func askBoth[Req, Resp proto.Message](t *testing.T, b *twoDaemons, ctx context.Context, what string, method func(grpc.ClientConnInterface) func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req) (resp Resp, ok bool) {
 	t.Helper()
 	b.calls++
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -132,14 +132,14 @@ func askBoth[Req, Resp proto.Message](t *testing.T, b *both, ctx context.Context
 
 // forget deletes what there is after a difference, so that it has no others for
 // a consequence.
-func (b *both) forget(t *testing.T, before int, ids func(context.Context, grpc.ClientConnInterface) []string, remove func(context.Context, grpc.ClientConnInterface, string) error) {
+func (b *twoDaemons) forget(t *testing.T, before int, ids func(context.Context, grpc.ClientConnInterface) []string, remove func(context.Context, grpc.ClientConnInterface, string) error) {
 	t.Helper()
 	if b.bad == before {
 		return
 	}
 	for _, conn := range []grpc.ClientConnInterface{b.ours, b.theirs} {
 		for _, ns := range []string{"a", "b"} {
-			ctx := within(t, ns)
+			ctx := namespaced(t, ns)
 			for _, id := range ids(ctx, conn) {
 				if err := remove(ctx, conn, id); err != nil {
 					t.Fatalf("remove %s: %v", id, err)
@@ -149,7 +149,7 @@ func (b *both) forget(t *testing.T, before int, ids func(context.Context, grpc.C
 	}
 }
 
-func (b *both) differ(t *testing.T, format string, args ...any) {
+func (b *twoDaemons) differ(t *testing.T, format string, args ...any) {
 	t.Helper()
 	if b.bad++; b.bad <= 60 {
 		t.Errorf(format, args...)
@@ -189,7 +189,7 @@ func plain(m protoreflect.Message) {
 	})
 }
 
-func within(t *testing.T, namespace string, more ...string) context.Context {
+func namespaced(t *testing.T, namespace string, more ...string) context.Context {
 	return metadata.AppendToOutgoingContext(t.Context(), append([]string{"containerd-namespace", namespace}, more...)...)
 }
 
@@ -280,7 +280,7 @@ func TestContainerRecords(t *testing.T) {
 	}
 	service := containersapi.NewContainersClient
 	for range 700 {
-		ctx, before := within(t, pick(c, "a", "b")), b.bad
+		ctx, before := namespaced(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.CreateContainerRequest, ...grpc.CallOption) (*containersapi.CreateContainerResponse, error) {
@@ -364,7 +364,7 @@ func TestImageRecords(t *testing.T) {
 	}
 	service := imagesapi.NewImagesClient
 	for range 700 {
-		ctx, before := within(t, pick(c, "a", "b")), b.bad
+		ctx, before := namespaced(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *imagesapi.CreateImageRequest, ...grpc.CallOption) (*imagesapi.CreateImageResponse, error) {
@@ -415,7 +415,7 @@ func TestLeaseRecords(t *testing.T) {
 		}
 	}
 	for range 600 {
-		ctx, before := within(t, pick(c, "a", "b")), b.bad
+		ctx, before := namespaced(t, pick(c, "a", "b")), b.bad
 		id := c.id()
 		switch c.IntN(6) {
 		case 0:
@@ -516,7 +516,7 @@ func TestNamespaceRecords(t *testing.T) {
 			}, &namespacesapi.GetNamespaceRequest{Name: ns.Name})
 		case 6:
 			// Something that keeps it from being deleted, or not.
-			ctx := within(t, ns.Name)
+			ctx := namespaced(t, ns.Name)
 			switch c.IntN(3) {
 			case 0:
 				askBoth(t, b, ctx, "image in", func(conn grpc.ClientConnInterface) func(context.Context, *imagesapi.CreateImageRequest, ...grpc.CallOption) (*imagesapi.CreateImageResponse, error) {
@@ -556,7 +556,7 @@ func TestSandboxRecords(t *testing.T) {
 		}
 	}
 	for range 500 {
-		ctx, before := within(t, pick(c, "a", "b")), b.bad
+		ctx, before := namespaced(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *sandboxapi.StoreCreateRequest, ...grpc.CallOption) (*sandboxapi.StoreCreateResponse, error) {
@@ -644,7 +644,7 @@ func TestFilters(t *testing.T) {
 		for id, labels := range map[string]map[string]string{
 			"one": {"k": "v", "a.b/c": "1"}, "two": {"k": "w", "a": "b", "ä": "é"}, "three": nil, "four": {"v": "v", "0": "1", "_x": "a b", "quo\"ted": "x"},
 		} {
-			if _, err := service(conn).Create(within(t, "a"), &containersapi.CreateContainerRequest{Container: &containersapi.Container{
+			if _, err := service(conn).Create(namespaced(t, "a"), &containersapi.CreateContainerRequest{Container: &containersapi.Container{
 				ID: id, Labels: labels, Image: "docker.io/library/x:1", Runtime: &containersapi.Container_Runtime{Name: "r"}, Spec: &anypb.Any{TypeUrl: "x"},
 			}}); err != nil {
 				t.Fatal(err)
@@ -657,7 +657,7 @@ func TestFilters(t *testing.T) {
 		if c.IntN(5) == 0 {
 			req.Filters = append(req.Filters, c.filter())
 		}
-		if _, ok := askBoth(t, b, within(t, "a"), "list", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.ListContainersRequest, ...grpc.CallOption) (*containersapi.ListContainersResponse, error) {
+		if _, ok := askBoth(t, b, namespaced(t, "a"), "list", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.ListContainersRequest, ...grpc.CallOption) (*containersapi.ListContainersResponse, error) {
 			return service(conn).List
 		}, req); ok {
 			accepted++
