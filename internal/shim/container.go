@@ -62,6 +62,7 @@ func (c *container) stdioOptions() stdio.Options {
 // create makes the container with its init process. A failure leaves nothing.
 func (c *container) create(ctx context.Context, req createRequest) (err error) {
 	if path := req.options.ShimCgroup; path != "" {
+		c.service.moved.Store(true)
 		if err := cgroup.Join(path, os.Getpid()); err != nil {
 			return fmt.Errorf("put the shim into the cgroup that the options name: %w", err)
 		}

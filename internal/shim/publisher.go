@@ -88,15 +88,17 @@ func (p *publisher) poke() {
 	}
 }
 
-// Close returns when every event was sent, or ctx has ended.
-func (p *publisher) Close(ctx context.Context) {
+// Close returns when every event was sent (true), or ctx has ended.
+func (p *publisher) Close(ctx context.Context) bool {
 	p.mu.Lock()
 	p.closed = true
 	p.poke()
 	p.mu.Unlock()
 	select {
 	case <-p.done:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -43,8 +43,15 @@ const (
 
 // Serve runs the shim until it was shut down or its last container is deleted.
 func Serve(ctx context.Context, cfg Config) error {
+	_, err := serve(ctx, cfg)
+	return err
+}
+
+// serve is Serve; clean tells that the process holds nothing of its containers
+// and clients any more.
+func serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
+		return false, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -52,10 +59,11 @@ func Serve(ctx context.Context, cfg Config) error {
 	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
 	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
+	defer s.idle.Stop()
 	end.idle = s.empty
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
-		return err
+		return false, err
 	}
 	s.register(server, func(now bool) { end.within(flushResponse) })
 
@@ -75,7 +83,7 @@ func Serve(ctx context.Context, cfg Config) error {
 			}
 		case err := <-served:
 			if !errors.Is(err, ttrpc.ErrServerClosed) {
-				return err
+				return false, err
 			}
 		case <-end.done:
 			server.Close()
@@ -83,8 +91,8 @@ func Serve(ctx context.Context, cfg Config) error {
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()
-			pub.Close(flush)
-			return nil
+			told := pub.Close(flush)
+			return told && s.empty() && !s.moved.Load() && !haveChildren(), nil
 		}
 	}
 }

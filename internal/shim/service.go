@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,13 +34,19 @@ type service struct {
 	publish   func(event)
 	// left is called after the last container was deleted.
 	left func()
+	// idle is when memory is given back after a start.
+	idle *time.Timer
+	// moved: the shim was put into a cgroup of a container's choice.
+	moved atomic.Bool
 
 	mu         sync.Mutex
 	containers map[string]*container
 }
 
 func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left func()) *service {
-	return &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, containers: map[string]*container{}}
+	s := &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, containers: map[string]*container{}}
+	s.idle = time.AfterFunc(math.MaxInt64, keepSmall)
+	return s
 }
 
 func (s *service) container(id string) (*container, error) {
@@ -128,7 +136,7 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 	p.openInput()
 	s.publish(event{topic: "/tasks/start", body: &api.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
-	time.AfterFunc(idleAfter, keepSmall)
+	s.idle.Reset(idleAfter)
 	return p.pid, nil
 }
 

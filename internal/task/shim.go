@@ -46,7 +46,12 @@ type shim struct {
 
 	mu      sync.Mutex
 	conn    *link    // the present one, or the one that was lost last
-	process *process // nil while it is not known
+	process *process // nil while it is not known, or when it is no longer this shim's
+	spare   *spare   // of an own shim, with its control socket
+	killed  bool
+	// ended is closed when the process has ended, or has become a spare again.
+	ended   chan struct{}
+	over    func()
 	logs    *os.File // read end of the log FIFO, or nil
 	let     bool     // released: nothing is to be done about its end
 	refusal error    // why it did not take its first task
@@ -66,7 +71,9 @@ func (m *Manager) newShim(address, protocol, binary string, version int32) *shim
 		dead:   make(chan struct{}),
 		ready:  make(chan struct{}),
 		stayed: make(chan struct{}),
+		ended:  make(chan struct{}),
 	}
+	s.over = sync.OnceFunc(func() { close(s.ended) })
 	s.version.Store(version)
 	return s
 }
@@ -136,7 +143,11 @@ func (s *shim) watch(p *process) {
 	s.process = p
 	s.mu.Unlock()
 	s.m.background.Go(func() {
-		<-p.exited
+		select {
+		case <-p.exited:
+			s.over()
+		case <-s.ended:
+		}
 		s.mu.Lock()
 		c := s.conn
 		s.mu.Unlock()
@@ -250,11 +261,11 @@ func (s *shim) investigate(c *link) {
 		if let {
 			return
 		}
-		// A process ends a moment after its connection.
-		if p != nil && !s.sleep(pause, p.exited) {
+		// A process ends, or becomes a spare, a moment after its connection.
+		if p != nil && !s.sleep(pause, s.ended) {
 			return
 		}
-		if p != nil && p.hasExited() {
+		if s.hasEnded() {
 			break
 		}
 		ctx, cancel := context.WithTimeout(s.m.life, loadTimeout)
@@ -265,9 +276,9 @@ func (s *shim) investigate(c *link) {
 			return
 		}
 		if shimconn.NobodyListens(err) && (p == nil || time.Since(began) > patience) {
-			if p != nil {
-				p.kill() // it is of no use to anybody
-			}
+			s.mu.Lock()
+			s.killLocked() // it is of no use to anybody
+			s.mu.Unlock()
 			break
 		}
 		if !s.sleep(pause, nil) {
@@ -319,21 +330,42 @@ func (s *shim) sleep(pause time.Duration, early <-chan struct{}) bool {
 // answered, it is found by the bundle, in which it works.
 func (s *shim) kill(b bundle) {
 	s.mu.Lock()
-	p := s.process
+	known := s.killLocked()
 	s.mu.Unlock()
-	if p != nil {
-		p.kill()
-		return
+	if !known && !s.hasEnded() {
+		b.killShims()
 	}
-	b.killShims()
+}
+
+// killLocked kills the process if it is known. The lock, s.mu, keeps it from
+// becoming a spare, and then another task's shim, just before.
+func (s *shim) killLocked() (known bool) {
+	if s.process == nil {
+		return false
+	}
+	s.killed = true
+	s.process.kill()
+	return true
+}
+
+func (s *shim) hasEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.
 func (s *shim) release() {
 	s.mu.Lock()
 	s.let = true
-	c, p, logs := s.conn, s.process, s.logs
+	c, p, logs, sp := s.conn, s.process, s.logs, s.spare
 	s.mu.Unlock()
+	if sp != nil {
+		sp.control.Close()
+	}
 	if c != nil {
 		c.Close()
 	}

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -25,37 +24,86 @@ import (
 )
 
 // spare is a process of a shim's serve command that waits at its control socket
-// to be told which task it is for.
+// to be told which task it is for. When that is over it may be a spare again.
 type spare struct {
 	edition edition
 	process *process
 	control *net.UnixConn
+	said    *bufio.Reader // what comes on control
+	polite  bool          // at a lower priority than the daemon's
 }
 
-// spares holds at most one spare, so that a create need not wait for an exec.
+// spares holds those that wait, so that a create need not wait for an exec.
 // There is none before the first container: an idle daemon has no children.
+//
+// One is started in advance; more there are only after that many tasks at the
+// same time, and not for long.
 type spares struct {
 	mu      sync.Mutex
-	waiting *spare
+	waiting []*spare
 	// filling is true while one is being started.
 	filling bool
 	closed  bool
+	trim    *time.Timer
 }
 
-// take returns a spare of the edition, or nil.
+const (
+	// maxSpares wait at most, of those whose tasks have ended.
+	maxSpares = 16
+	// trimAfter is how long after the last of them all but one are ended.
+	trimAfter = 5 * time.Second
+)
+
+// take returns a spare of the edition, or nil: the one that became one last,
+// which has its memory at hand.
 func (s *spares) take(e edition) *spare {
-	s.mu.Lock()
-	sp := s.waiting
-	s.waiting = nil
-	s.mu.Unlock()
-	if sp == nil {
-		return nil
-	}
-	if sp.edition != e || sp.process.hasExited() {
+	for {
+		s.mu.Lock()
+		last := len(s.waiting) - 1
+		if last < 0 {
+			s.mu.Unlock()
+			return nil
+		}
+		sp := s.waiting[last]
+		s.waiting = s.waiting[:last]
+		s.mu.Unlock()
+		if sp.edition == e && !sp.process.hasExited() {
+			return sp
+		}
 		sp.dismiss()
-		return nil
 	}
-	return sp
+}
+
+// put adds one, or ends it when there are enough.
+func (s *spares) put(sp *spare) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.waiting) >= maxSpares {
+		sp.dismiss()
+		return
+	}
+	s.waiting = append(s.waiting, sp)
+	if len(s.waiting) == 1 {
+		return
+	}
+	if s.trim == nil {
+		s.trim = time.AfterFunc(trimAfter, s.cut)
+	} else {
+		s.trim.Reset(trimAfter)
+	}
+}
+
+// cut ends all but the one that became a spare last.
+func (s *spares) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	for len(s.waiting) > 1 {
+		s.waiting[0].dismiss()
+		s.waiting = s.waiting[1:]
+	}
 }
 
 // spareDelay is how long after a create the next spare is started at the latest;
@@ -66,7 +114,7 @@ const spareDelay = 100 * time.Millisecond
 func (m *Manager) replenish(binary string) {
 	s := &m.spares
 	s.mu.Lock()
-	if s.closed || s.filling || s.waiting != nil {
+	if s.closed || s.filling || len(s.waiting) > 0 {
 		s.mu.Unlock()
 		return
 	}
@@ -80,29 +128,32 @@ func (m *Manager) replenish(binary string) {
 		}
 		if sp != nil {
 			sp.prioritise(politeness)
+			sp.polite = true
 		}
 		if err != nil {
 			m.log.Warn("no spare shim", "error", err)
 		}
 		s.mu.Lock()
-		defer s.mu.Unlock()
 		s.filling = false
-		if s.closed && sp != nil {
-			sp.dismiss()
-			return
+		s.mu.Unlock()
+		if sp != nil {
+			s.put(sp)
 		}
-		s.waiting = sp
 	})
 }
 
+// close ends those that wait.
 func (s *spares) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.waiting != nil {
-		s.waiting.dismiss()
-		s.waiting = nil
+	if s.trim != nil {
+		s.trim.Stop()
 	}
+	for _, sp := range s.waiting {
+		sp.dismiss()
+	}
+	s.waiting = nil
 }
 
 // dismiss ends a spare that is of no use.
@@ -150,7 +201,8 @@ func (m *Manager) launch(e edition) (*spare, error) {
 		syscall.Wait4(pid, nil, 0, nil)
 		return nil, fmt.Errorf("start shim %s: the kernel has no pidfd: %w", e.path, errdefs.ErrNotImplemented)
 	}
-	return &spare{edition: e, process: newProcess(pid, pidfd), control: conn.(*net.UnixConn)}, nil
+	control := conn.(*net.UnixConn)
+	return &spare{edition: e, process: newProcess(pid, pidfd), control: control, said: bufio.NewReaderSize(control, maxAnswer)}, nil
 }
 
 // politeness is what the priority of a spare that starts is lowered by, so that
@@ -215,18 +267,31 @@ func (sp *spare) assign(a assignment, listener int) error {
 	return nil
 }
 
-// maxAnswer bounds a shim's answer to its assignment.
-const maxAnswer = 64 << 10
+// maxAnswer bounds a line from a shim.
+const maxAnswer = 4 << 10
 
 // answer reads one line of JSON: {"pid":N,"version":3}, or {"error":"…"}.
 func (sp *spare) answer() error {
-	defer sp.control.Close()
 	sp.control.SetReadDeadline(time.Now().Add(loadTimeout))
-	line, err := bufio.NewReader(io.LimitReader(sp.control, maxAnswer)).ReadBytes('\n')
+	line, err := sp.line()
+	sp.control.SetReadDeadline(time.Time{})
 	if err != nil {
 		return fmt.Errorf("the shim does not take the task: %w", err)
 	}
 	return parseAnswer(line)
+}
+
+// line is one line from the shim. The buffer of the reader is its bound.
+func (sp *spare) line() ([]byte, error) { return sp.said.ReadSlice('\n') }
+
+// awaitIdle returns when the shim tells that its assignment is over (true), or
+// when its end of the socket is closed, or ours.
+func (sp *spare) awaitIdle() bool {
+	line, err := sp.line()
+	var said struct {
+		Idle bool `json:"idle"`
+	}
+	return err == nil && json.Unmarshal(line, &said) == nil && said.Idle
 }
 
 func parseAnswer(line []byte) error {
@@ -292,8 +357,9 @@ func (m *Manager) serve(ctx context.Context, t *task, s *shim, e edition, listen
 		if sp, err = m.launch(e); err != nil {
 			return err
 		}
-	} else {
+	} else if sp.polite {
 		sp.prioritise(0)
+		sp.polite = false
 	}
 	failpoint.Hit("task.create.shim-started")
 	err := sp.assign(assignment{
@@ -311,25 +377,52 @@ func (m *Manager) serve(ctx context.Context, t *task, s *shim, e edition, listen
 	}
 	s.own, s.answered = true, make(chan struct{})
 	s.watch(sp.process)
-	m.background.Go(func() {
-		defer close(s.answered)
-		if err := sp.answer(); err != nil {
-			s.refuse(err)
-		}
-	})
+	s.mu.Lock()
+	s.spare = sp
+	s.mu.Unlock()
+	m.background.Go(func() { m.attend(s, sp) })
 	close(s.ready)
 	return nil
+}
+
+// attend listens to what a shim of ours says on its control socket. When its
+// assignment is over the process is a spare again, and its record as good as dead.
+func (m *Manager) attend(s *shim, sp *spare) {
+	err := sp.answer()
+	if err != nil {
+		s.refuse(err)
+	}
+	close(s.answered)
+	if err != nil || !sp.awaitIdle() {
+		sp.control.Close()
+		return
+	}
+	if !s.part() {
+		sp.control.Close()
+		return
+	}
+	m.spares.put(sp)
+}
+
+// part separates the record of a shim whose assignment is over from its process.
+// It is false when the process has been killed, or let alone, meanwhile.
+func (s *shim) part() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil || s.killed || s.let {
+		return false
+	}
+	s.process, s.spare = nil, nil
+	s.over()
+	return true
 }
 
 // refuse ends a shim that could not take its first task; calls get the reason.
 func (s *shim) refuse(reason error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.refusal == nil && !errors.Is(reason, net.ErrClosed) {
 		s.refusal = reason
 	}
-	p := s.process
-	s.mu.Unlock()
-	if p != nil {
-		p.kill()
-	}
+	s.killLocked()
 }

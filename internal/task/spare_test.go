@@ -13,10 +13,10 @@ func (m *testManager) awaitSpare(t testing.TB) *spare {
 	t.Helper()
 	for ctx := within(t, 5*time.Second); ctx.Err() == nil; {
 		m.spares.mu.Lock()
-		sp := m.spares.waiting
+		waiting := m.spares.waiting
 		m.spares.mu.Unlock()
-		if sp != nil {
-			return sp
+		if len(waiting) > 0 {
+			return waiting[len(waiting)-1]
 		}
 		pause(ctx, time.Millisecond)
 	}
