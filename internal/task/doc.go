@@ -26,7 +26,7 @@
 // # How shims are started
 //
 // A shim that carries the annotation berth.shim.serve=1 in its -info is started
-// by one exec of its serve command, with a control socket (spare.go); one such
+// by one exec of its serve command, with a control socket (own.go, shimproc); one such
 // process is kept waiting for the next container, and one whose last container
 // was deleted waits again: a daemon that starts containers one after the other
 // executes no shim. Any other is started by containerd's protocol (start.go), as

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/task/shimproc"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -36,18 +38,18 @@ func (b bundle) killInit() {
 	if err != nil {
 		return
 	}
-	p, err := openProcess(pid)
+	p, err := shimproc.Open(pid)
 	if err != nil {
 		return
 	}
-	defer p.close()
+	defer p.Close()
 	started, err := startTime(pid)
 	if err != nil || started.After(written.ModTime().Add(time.Second)) || started.Before(written.ModTime().Add(-time.Minute)) {
 		return
 	}
-	p.kill()
+	p.Kill()
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(shutdownTimeout):
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"berth/internal/failpoint"
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	"github.com/containerd/errdefs"
 )
@@ -157,7 +158,7 @@ func (m *Manager) Recover(ctx context.Context, namespaces []string) error {
 
 func (m *Manager) askDefaultRuntime() {
 	if binary, err := m.binaryOf("io.containerd.runc.v2"); err == nil {
-		if e, err := editionOf(binary); err == nil {
+		if e, err := shimproc.EditionOf(binary); err == nil {
 			m.servesItself(e)
 		}
 	}
@@ -270,9 +271,9 @@ func (m *Manager) dropHalfMade(t *task) {
 // killShims ends the shims that work in a bundle.
 func (b bundle) killShims() {
 	for _, pid := range processesIn(b.path) {
-		if p, err := openProcess(pid); err == nil {
-			p.kill()
-			p.close()
+		if p, err := shimproc.Open(pid); err == nil {
+			p.Kill()
+			p.Close()
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
@@ -45,9 +46,9 @@ type shim struct {
 	err   error
 
 	mu      sync.Mutex
-	conn    *link    // the present one, or the one that was lost last
-	process *process // nil while it is not known, or when it is no longer this shim's
-	spare   *spare   // of an own shim, with its control socket
+	conn    *link             // the present one, or the one that was lost last
+	process *shimproc.Process // nil while it is not known, or when it is no longer this shim's
+	spare   *shimproc.Spare   // of an own shim, with its control socket
 	killed  bool
 	// ended is closed when the process has ended, or has become a spare again.
 	ended   chan struct{}
@@ -133,18 +134,18 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 
 // watch connects the end of the process with that of the connection: a child
 // that inherited the socket must not make a dead shim look alive.
-func (s *shim) watch(p *process) {
+func (s *shim) watch(p *shimproc.Process) {
 	s.mu.Lock()
 	if s.process != nil || s.let {
 		s.mu.Unlock()
-		p.close()
+		p.Close()
 		return
 	}
 	s.process = p
 	s.mu.Unlock()
 	s.m.background.Go(func() {
 		select {
-		case <-p.exited:
+		case <-p.Exited:
 			s.over()
 		case <-s.ended:
 		}
@@ -168,11 +169,11 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 	known := s.process != nil
 	s.mu.Unlock()
 	if pid := int(resp.ShimPid); !known && pid > 1 {
-		if p, err := openProcess(pid); err == nil {
-			if worksIn(pid, t.bundle.path) {
+		if p, err := shimproc.Open(pid); err == nil {
+			if shimproc.WorksIn(pid, t.bundle.path) {
 				s.watch(p)
 			} else {
-				p.close()
+				p.Close()
 			}
 		}
 	}
@@ -344,7 +345,7 @@ func (s *shim) killLocked() (known bool) {
 		return false
 	}
 	s.killed = true
-	s.process.kill()
+	s.process.Kill()
 	return true
 }
 
@@ -364,13 +365,13 @@ func (s *shim) release() {
 	c, p, logs, sp := s.conn, s.process, s.logs, s.spare
 	s.mu.Unlock()
 	if sp != nil {
-		sp.control.Close()
+		sp.Leave()
 	}
 	if c != nil {
 		c.Close()
 	}
 	if p != nil {
-		p.close()
+		p.Close()
 	}
 	if logs != nil {
 		logs.Close()

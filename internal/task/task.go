@@ -14,6 +14,7 @@ import (
 	"berth/internal/cgroup"
 	"berth/internal/events"
 	"berth/internal/object"
+	"berth/internal/task/shimproc"
 
 	"github.com/containerd/errdefs"
 )
@@ -57,7 +58,7 @@ type Manager struct {
 	self string
 
 	infos  infoCache
-	spares spares
+	spares *shimproc.Pool
 
 	// background counts what runs beside calls: removals, clean-ups, watches.
 	background sync.WaitGroup
@@ -148,6 +149,7 @@ func New(opts Options) (*Manager, error) {
 		shims: make(map[string]*shim),
 
 		attach: cgroup.NewAttacher(),
+		spares: shimproc.NewPool(shimproc.Options{Address: opts.Address, Env: opts.Env, Log: opts.Log}),
 
 		deletes: make(chan struct{}, 2*runtime.NumCPU()+2),
 	}
@@ -181,7 +183,7 @@ func (m *Manager) Close() error {
 	}
 	m.mu.Unlock()
 	m.end()
-	m.spares.close()
+	m.spares.Close()
 	for _, s := range shims {
 		s.release()
 	}

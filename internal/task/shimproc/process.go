@@ -1,4 +1,10 @@
-package task
+// Package shimproc is the processes of shims as the daemon holds them: by pidfd
+// (process.go), one build of a shim (edition.go), and those of Berth's own that
+// are started with a control socket and wait for an assignment (spare.go), a few
+// at a time (pool.go).
+//
+// It knows no tasks and makes no decision about a shim: package task does.
+package shimproc
 
 import (
 	"fmt"
@@ -10,18 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a shim's process, held by a pidfd so that its PID cannot come to
+// Process is a shim's process, held by a pidfd so that its PID cannot come to
 // mean another.
-type process struct {
-	pid int
-	// exited is closed when it has ended, or when it is not watched any longer.
+type Process struct {
+	PID int
+	// Exited is closed when it has ended, or when it is not watched any longer.
+	Exited <-chan struct{}
 	exited chan struct{}
 	fd     *os.File
 	once   sync.Once
 }
 
-// openProcess takes hold of a running process that is nobody's child here.
-func openProcess(pid int) (*process, error) {
+// Open takes hold of a running process that is nobody's child here.
+func Open(pid int) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
@@ -30,17 +37,18 @@ func openProcess(pid int) (*process, error) {
 }
 
 // newProcess takes over a pidfd. The process is reaped if it is a child.
-func newProcess(pid, fd int) *process {
+func newProcess(pid, fd int) *Process {
 	// Non-blocking, so that the runtime waits for it without a thread.
 	unix.SetNonblock(fd, true)
-	p := &process{pid: pid, exited: make(chan struct{}), fd: os.NewFile(uintptr(fd), "pidfd")}
+	ended := make(chan struct{})
+	p := &Process{PID: pid, Exited: ended, exited: ended, fd: os.NewFile(uintptr(fd), "pidfd")}
 	go p.watch()
 	return p
 }
 
-func (p *process) watch() {
+func (p *Process) watch() {
 	defer close(p.exited)
-	defer p.close()
+	defer p.Close()
 	conn, err := p.fd.SyscallConn()
 	if err != nil {
 		return
@@ -57,7 +65,8 @@ func (p *process) watch() {
 	})
 }
 
-func (p *process) hasExited() bool {
+// HasExited tells whether Exited is closed.
+func (p *Process) HasExited() bool {
 	select {
 	case <-p.exited:
 		return true
@@ -66,19 +75,19 @@ func (p *process) hasExited() bool {
 	}
 }
 
-// kill ends the process at once; it is no error when it has ended.
-func (p *process) kill() {
+// Kill ends the process at once; it is no error when it has ended.
+func (p *Process) Kill() {
 	if conn, err := p.fd.SyscallConn(); err == nil {
 		conn.Control(func(fd uintptr) { unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
 	}
 }
 
-// close stops the watch.
-func (p *process) close() { p.once.Do(func() { p.fd.Close() }) }
+// Close stops the watch.
+func (p *Process) Close() { p.once.Do(func() { p.fd.Close() }) }
 
-// worksIn tells whether a process has dir as its working directory: how a shim
+// WorksIn tells whether a process has dir as its working directory: how a shim
 // that merely says that it has some PID is told from an innocent process.
-func worksIn(pid int, dir string) bool {
+func WorksIn(pid int, dir string) bool {
 	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
 	return err == nil && (cwd == dir || filepath.Dir(cwd) == filepath.Dir(dir))
 }
