@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +20,7 @@ const tempPattern = "berth-mount-"
 // volatile option is left out, for it would forbid mounting it again.
 //
 // A crash leaves the directory and its mounts in os.TempDir: RemoveTemps.
-func WithTemp(ctx context.Context, mounts []object.Mount, fn func(root string) error) (err error) {
+func WithTemp(ctx context.Context, mounts []live.Mount, fn func(root string) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func RemoveTemps() error {
 	return errors.Join(errs...)
 }
 
-func withoutVolatile(mounts []object.Mount) []object.Mount {
+func withoutVolatile(mounts []live.Mount) []live.Mount {
 	out := slices.Clone(mounts)
 	for i, m := range out {
 		if m.Type == "overlay" && slices.ContainsFunc(m.Options, isVolatile) {

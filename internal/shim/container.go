@@ -14,7 +14,7 @@ import (
 	"berth/internal/cgroup"
 	"berth/internal/failpoint"
 	"berth/internal/mount"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/shim/api"
 	"berth/internal/stdio"
@@ -46,8 +46,8 @@ type container struct {
 // createRequest is what the daemon asks for.
 type createRequest struct {
 	id, bundle string
-	rootfs     []object.Mount
-	io         object.TaskIO
+	rootfs     []live.Mount
+	io         live.TaskIO
 	checkpoint string
 	options    *api.Options
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/shim/api"
 
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -67,7 +67,7 @@ func TestPublisherWaitsForDaemon(t *testing.T) {
 	p := newPublisher(address, "ns", slog.New(slog.DiscardHandler))
 	p.publish(event{topic: "/tasks/create", body: &api.TaskCreate{}})
 	p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
-	p.publish(exitEvent("c", "", object.Exit{}))
+	p.publish(exitEvent("c", "", live.Exit{}))
 	s := &sink{refuse: 2, got: make(chan string, 10)}
 	s.serve(t, address)
 	for _, want := range []string{"/tasks/create", "/tasks/start", "/tasks/exit"} {
@@ -85,11 +85,11 @@ func TestPublisherWaitsForDaemon(t *testing.T) {
 
 func TestPublisherKeepsExits(t *testing.T) {
 	p := &publisher{namespace: "ns", log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1), done: make(chan struct{})}
-	p.publish(exitEvent("first", "", object.Exit{}))
+	p.publish(exitEvent("first", "", live.Exit{}))
 	for range maxQueued + 10 {
 		p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
 	}
-	p.publish(exitEvent("last", "", object.Exit{}))
+	p.publish(exitEvent("last", "", live.Exit{}))
 	if len(p.queue) != maxQueued || len(p.keep) != maxQueued {
 		t.Errorf("%d events are queued, want %d", len(p.queue), maxQueued)
 	}

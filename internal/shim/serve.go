@@ -43,20 +43,19 @@ const (
 
 // Serve runs the shim until it was shut down or its last container is deleted.
 func Serve(ctx context.Context, cfg Config) error {
-	_, err := serve(ctx, cfg)
+	_, err := serve(ctx, cfg, newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log))
 	return err
 }
 
 // serve is Serve; clean tells that the process holds nothing of its containers
-// and clients any more.
-func serve(ctx context.Context, cfg Config) (clean bool, _ error) {
+// and clients any more. Events go to pub, which is the caller's.
+func serve(ctx context.Context, cfg Config, pub *publisher) (clean bool, _ error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return false, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
-	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
 	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
 	defer s.idle.Stop()
@@ -91,7 +90,7 @@ func serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()
-			told := pub.Close(flush)
+			told := pub.Flush(flush)
 			return told && s.empty() && !s.moved.Load() && !haveChildren(), nil
 		}
 	}

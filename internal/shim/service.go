@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"berth/internal/failpoint"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/shim/api"
 	"berth/internal/stdio"
@@ -174,10 +174,10 @@ func (p *process) start(ctx context.Context) error {
 	return p.attach(oci, streams)
 }
 
-func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, error) {
+func (s *service) delete(ctx context.Context, id, execID string) (live.Exit, error) {
 	p, before, err := s.enter(id, execID, opDelete)
 	if err != nil {
-		return object.Exit{}, err
+		return live.Exit{}, err
 	}
 	if p.isExec() {
 		p.release()
@@ -191,18 +191,18 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 	if before == created {
 		if err := s.hold(func() error { return c.oci.KillAll(ctx) }); err != nil {
 			p.finish(deleting, before)
-			return object.Exit{}, err
+			return live.Exit{}, err
 		}
 		select {
 		case <-p.exited:
 		case <-ctx.Done():
 			p.finish(deleting, before)
-			return object.Exit{}, ctx.Err()
+			return live.Exit{}, ctx.Err()
 		}
 	}
 	if err := s.hold(func() error { return c.oci.Delete(ctx) }); err != nil {
 		p.finish(deleting, stopped)
-		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
+		return live.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
 	failpoint.Hit("shim.delete.destroyed")
 	c.unwatch()
@@ -237,11 +237,11 @@ func (c *container) releaseExecs() {
 	}
 }
 
-func (p *process) exit() object.Exit {
+func (p *process) exit() live.Exit {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.end == nil {
-		return object.Exit{}
+		return live.Exit{}
 	}
 	return *p.end
 }
@@ -250,14 +250,14 @@ func (p *process) exit() object.Exit {
 func (p *process) failed() {
 	p.mu.Lock()
 	if p.end == nil {
-		p.end = &object.Exit{Status: unknownStatus}
+		p.end = &live.Exit{Status: unknownStatus}
 	}
 	p.state = stopped
 	p.mu.Unlock()
 	close(p.exited)
 }
 
-func (s *service) exec(ctx context.Context, id, execID string, io object.TaskIO, raw []byte) error {
+func (s *service) exec(ctx context.Context, id, execID string, io live.TaskIO, raw []byte) error {
 	p, _, err := s.enter(id, "", opExec)
 	if err != nil {
 		return err
@@ -313,16 +313,16 @@ func (p *process) kill(sig syscall.Signal) error {
 	return nil
 }
 
-func (s *service) wait(ctx context.Context, id, execID string) (object.Exit, error) {
+func (s *service) wait(ctx context.Context, id, execID string) (live.Exit, error) {
 	p, err := s.process(id, execID)
 	if err != nil {
-		return object.Exit{}, err
+		return live.Exit{}, err
 	}
 	select {
 	case <-p.exited:
 		return p.exit(), nil
 	case <-ctx.Done():
-		return object.Exit{}, ctx.Err()
+		return live.Exit{}, ctx.Err()
 	}
 }
 

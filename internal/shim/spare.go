@@ -53,15 +53,15 @@ const maxLives = 100
 // that cannot say that of itself ends instead.
 func ServeSpare(ctx context.Context) error {
 	unix.CloseOnExec(controlFD)
-	line := newCommandLine()
+	s := &spareShim{line: newCommandLine()}
 	tune()
 	warm()
 	for range maxLives {
-		again, err := takeAssignment(ctx, line)
+		again, err := s.takeAssignment(ctx)
 		if err != nil || !again {
 			return err
 		}
-		line.reset()
+		s.line.reset()
 		if !answer(controlFD, map[string]any{"idle": true}) {
 			return nil
 		}
@@ -69,9 +69,16 @@ func ServeSpare(ctx context.Context) error {
 	return nil
 }
 
+// spareShim is what stays from one assignment to the next.
+type spareShim struct {
+	line *commandLine
+	// pub keeps its connection to the daemon.
+	pub *publisher
+}
+
 // takeAssignment waits for one and carries it out; again tells that the process
 // is as good as new.
-func takeAssignment(ctx context.Context, line *commandLine) (again bool, err error) {
+func (s *spareShim) takeAssignment(ctx context.Context) (again bool, err error) {
 	shrink := time.AfterFunc(idleAfter, keepSmall)
 	raw, listener, err := receiveAssignment(controlFD)
 	shrink.Stop()
@@ -93,9 +100,18 @@ func takeAssignment(ctx context.Context, line *commandLine) (again bool, err err
 		return false, err
 	}
 	failpoint.Hit("shim.serve.assigned")
-	line.show("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
+	s.line.show("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
 	answer(controlFD, map[string]any{"pid": os.Getpid(), "version": 3})
-	clean, err := serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: newLog(os.Stderr, a.Debug)})
+	log := newLog(os.Stderr, a.Debug)
+	if s.pub != nil && s.pub.address != a.TTRPCAddress {
+		s.pub.Close(ctx)
+		s.pub = nil
+	}
+	if s.pub == nil {
+		s.pub = newPublisher(a.TTRPCAddress, a.Namespace, log)
+	}
+	s.pub.enter(a.Namespace)
+	clean, err := serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: log}, s.pub)
 	return clean && err == nil && os.Chdir("/") == nil, err
 }
 

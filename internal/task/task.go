@@ -163,9 +163,10 @@ func New(opts Options) (*Manager, error) {
 	return m, nil
 }
 
-// anticipate prepares for a task as soon as there is a container to make one of.
+// anticipate prepares for a task as soon as there is a root filesystem or a
+// container to make one of.
 func (m *Manager) anticipate() {
-	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/containers/create"`)
+	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/snapshot/prepare"`, `topic=="/containers/create"`)
 	m.background.Go(func() {
 		for range created {
 			m.attach.Prepare()
