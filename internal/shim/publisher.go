@@ -44,8 +44,8 @@ const (
 	retryMax = 5 * time.Second
 )
 
-func newPublisher(address, namespace string, log *slog.Logger) *publisher {
-	p := &publisher{address: address, namespace: namespace, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
+func newPublisher(address string, log *slog.Logger) *publisher {
+	p := &publisher{address: address, log: log, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go p.run()
 	return p
 }

@@ -64,7 +64,7 @@ func next(t *testing.T, c <-chan string) string {
 
 func TestPublisherWaitsForDaemon(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
-	p := newPublisher(address, "ns", slog.New(slog.DiscardHandler))
+	p := newPublisher(address, slog.New(slog.DiscardHandler))
 	p.publish(event{topic: "/tasks/create", body: &api.TaskCreate{}})
 	p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
 	p.publish(exitEvent("c", "", live.Exit{}))
@@ -108,7 +108,7 @@ func TestPublisherKeepsExits(t *testing.T) {
 }
 
 func TestPublisherClosesWithoutDaemon(t *testing.T) {
-	p := newPublisher(filepath.Join(t.TempDir(), "s"), "ns", slog.New(slog.DiscardHandler))
+	p := newPublisher(filepath.Join(t.TempDir(), "s"), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	p.Close(ctx)

@@ -43,21 +43,45 @@ const (
 
 // Serve runs the shim until it was shut down or its last container is deleted.
 func Serve(ctx context.Context, cfg Config) error {
-	_, err := serve(ctx, cfg, newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log))
+	_, err := new(host).serve(ctx, cfg)
 	return err
 }
 
-// serve is Serve; clean tells that the process holds nothing of its containers
-// and clients any more. Events go to pub, which is the caller's.
-func serve(ctx context.Context, cfg Config, pub *publisher) (clean bool, _ error) {
+// host is what a process has for all shims that it is, one after the other.
+type host struct {
+	// signals is nil until there is a shim. To take a signal up means to switch to a
+	// thread of the runtime's and back, for each of them.
+	signals chan os.Signal
+	// pub keeps its connection to the daemon.
+	pub *publisher
+}
+
+// become prepares for a shim.
+func (h *host) become(cfg Config) {
+	if h.signals == nil {
+		h.signals = make(chan os.Signal, 32)
+		// All but SIGCHLD are only taken so that they do not end the process: the shim
+		// ends with its containers.
+		signal.Notify(h.signals, unix.SIGCHLD, unix.SIGPIPE, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	}
+	if h.pub == nil || h.pub.address != cfg.TTRPCAddress {
+		h.pub = newPublisher(cfg.TTRPCAddress, cfg.Log)
+	}
+	h.pub.enter(cfg.Namespace)
+}
+
+// serve runs one shim; clean tells that the process holds nothing of its
+// containers and clients any more.
+func (h *host) serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return false, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
+	h.become(cfg)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) })
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) })
 	defer s.idle.Stop()
 	end.idle = s.empty
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
@@ -66,17 +90,11 @@ func serve(ctx context.Context, cfg Config, pub *publisher) (clean bool, _ error
 	}
 	s.register(server, func(now bool) { end.within(flushResponse) })
 
-	signals := make(chan os.Signal, 32)
-	// All but SIGCHLD are only taken so that they do not end the process: the shim
-	// ends with its containers.
-	signal.Notify(signals, unix.SIGCHLD, unix.SIGPIPE, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer signal.Stop(signals)
-
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, counted{cfg.Listener, end}) }()
 	for {
 		select {
-		case sig := <-signals:
+		case sig := <-h.signals:
 			if sig == unix.SIGCHLD {
 				r.Sweep()
 			}
@@ -90,7 +108,8 @@ func serve(ctx context.Context, cfg Config, pub *publisher) (clean bool, _ error
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()
-			told := pub.Flush(flush)
+			told := h.pub.Flush(flush)
+			r.Sweep()
 			return told && s.empty() && !s.moved.Load() && !haveChildren(), nil
 		}
 	}

@@ -53,15 +53,15 @@ const maxLives = 100
 // that cannot say that of itself ends instead.
 func ServeSpare(ctx context.Context) error {
 	unix.CloseOnExec(controlFD)
-	s := &spareShim{line: newCommandLine()}
+	h, line := new(host), newCommandLine()
 	tune()
 	warm()
 	for range maxLives {
-		again, err := s.takeAssignment(ctx)
+		again, err := h.takeAssignment(ctx, line)
 		if err != nil || !again {
 			return err
 		}
-		s.line.reset()
+		line.reset()
 		if !answer(controlFD, map[string]any{"idle": true}) {
 			return nil
 		}
@@ -69,16 +69,9 @@ func ServeSpare(ctx context.Context) error {
 	return nil
 }
 
-// spareShim is what stays from one assignment to the next.
-type spareShim struct {
-	line *commandLine
-	// pub keeps its connection to the daemon.
-	pub *publisher
-}
-
 // takeAssignment waits for one and carries it out; again tells that the process
 // is as good as new.
-func (s *spareShim) takeAssignment(ctx context.Context) (again bool, err error) {
+func (h *host) takeAssignment(ctx context.Context, line *commandLine) (again bool, err error) {
 	shrink := time.AfterFunc(idleAfter, keepSmall)
 	raw, listener, err := receiveAssignment(controlFD)
 	shrink.Stop()
@@ -100,18 +93,9 @@ func (s *spareShim) takeAssignment(ctx context.Context) (again bool, err error) 
 		return false, err
 	}
 	failpoint.Hit("shim.serve.assigned")
-	s.line.show("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
+	line.show("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
 	answer(controlFD, map[string]any{"pid": os.Getpid(), "version": 3})
-	log := newLog(os.Stderr, a.Debug)
-	if s.pub != nil && s.pub.address != a.TTRPCAddress {
-		s.pub.Close(ctx)
-		s.pub = nil
-	}
-	if s.pub == nil {
-		s.pub = newPublisher(a.TTRPCAddress, a.Namespace, log)
-	}
-	s.pub.enter(a.Namespace)
-	clean, err := serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: log}, s.pub)
+	clean, err := h.serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: newLog(os.Stderr, a.Debug)})
 	return clean && err == nil && os.Chdir("/") == nil, err
 }
 
