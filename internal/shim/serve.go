@@ -49,8 +49,8 @@ func Serve(ctx context.Context, cfg Config) error {
 
 // host is what a process has for all shims that it is, one after the other.
 type host struct {
-	// signals is nil until there is a shim. To take a signal up means to switch to a
-	// thread of the runtime's and back, for each of them.
+	// signals is nil until there is a shim. They are taken up once only: for each of
+	// them the runtime switches to a thread of its own and back.
 	signals chan os.Signal
 	// pub keeps its connection to the daemon.
 	pub *publisher
@@ -59,6 +59,7 @@ type host struct {
 // become prepares for a shim.
 func (h *host) become(cfg Config) {
 	if h.signals == nil {
+		relayLogs(cfg.Log)
 		h.signals = make(chan os.Signal, 32)
 		// All but SIGCHLD are only taken so that they do not end the process: the shim
 		// ends with its containers.

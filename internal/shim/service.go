@@ -150,6 +150,7 @@ func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
 	p.openInput()
 	s.publish(event{topic: "/tasks/exec-started", body: &api.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
 	p.settle(running)
+	s.idle.Reset(idleAfter)
 	return pid, nil
 }
 
