@@ -143,12 +143,14 @@ func (c *container) watch() {
 	}
 }
 
-// unmount undoes the mount of the root filesystem.
+// unmount undoes the mount of the root filesystem, and with it what is mounted
+// below: the list of all mounts, which grows with the number of containers on the
+// host, need not be read.
 func (c *container) unmount() {
 	if !c.mounted {
 		return
 	}
-	if err := mount.UnmountRecursive(filepath.Join(c.bundle, "rootfs"), unix.MNT_DETACH); err != nil {
+	if err := mount.Unmount(filepath.Join(c.bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		c.service.log.Error("the root filesystem cannot be unmounted", "container", c.id, "error", err)
 	}
 	c.mounted = false
