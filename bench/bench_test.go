@@ -72,10 +72,7 @@ func connect(b *testing.B) (*grpc.ClientConn, context.Context) {
 }
 
 func start() error {
-	bin := os.Getenv("BERTH_BIN")
-	if bin == "" {
-		bin, _ = filepath.Abs("../bin")
-	}
+	bin := programs()
 	var err error
 	if server.dir, err = os.MkdirTemp("", "berth-bench-"); err != nil {
 		return err
@@ -183,10 +180,7 @@ func write(ctx context.Context, client contentapi.ContentClient, data []byte) er
 // once, decompressed, hashed twice, untarred and synced.
 func BenchmarkUnpack(b *testing.B) {
 	_, ctx := connect(b)
-	bin := os.Getenv("BERTH_BIN")
-	if bin == "" {
-		bin, _ = filepath.Abs("../bin")
-	}
+	bin := programs()
 	const files, size = 400, 20_000
 	body := bytes.Repeat([]byte("some text that can be compressed, and a number "), size/47)
 	b.SetBytes(files * int64(len(body)))

@@ -19,7 +19,7 @@ const usage = `containerd - the Berth container daemon
 
 USAGE:
    containerd [flags]                 run the daemon in the foreground
-   containerd [flags] config COMMAND  show configurations: default, dump, migrate
+   containerd [flags] config COMMAND  show configurations: default, dump, migrate, check
    containerd [flags] publish         publish an event, which is read from stdin
    containerd oci-hook COMMAND...     run a command as an OCI hook, its arguments filled in
 
@@ -38,11 +38,20 @@ EXAMPLES:
 `
 
 func main() {
-	if err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		os.Exit(int(status))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "containerd:", err)
 		os.Exit(1)
 	}
 }
+
+// exitStatus ends the program after it has said all there is to say.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // flags of the command line; an empty one was not given.
 type flags struct {
@@ -94,8 +103,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "config":
 		return configCommand(f, rest[1:], stdout, stderr)
 	case "publish":
+		if wantsHelp(rest[1:]) {
+			_, err := io.WriteString(stdout, publishUsage)
+			return err
+		}
 		return publish(ctx, f, rest[1:], stdin)
 	case "oci-hook":
+		if wantsHelp(rest[1:]) {
+			_, err := io.WriteString(stdout, hookUsage)
+			return err
+		}
 		return ociHook(rest[1:], stdin)
 	case "help", "h":
 		_, err := io.WriteString(stdout, usage)
@@ -103,6 +120,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	return fmt.Errorf("no command %q; see containerd --help", command)
 }
+
+func wantsHelp(args []string) bool { return len(args) > 0 && (isHelp(args[0]) || args[0] == "help") }
 
 // loadConfig reads the file, which may be missing unless it was asked for, and
 // lays the flags over it.

@@ -47,6 +47,16 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+func TestHelpOfCommands(t *testing.T) {
+	for args, want := range map[string]string{
+		"config": "migrate", "config --help": "migrate", "config dump --help": "migrate", "publish --help": "--topic", "oci-hook -h": "{{rootfs}}",
+	} {
+		if out, _, err := command(t, nil, strings.Fields(args)...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%s: %q, %v", args, out, err)
+		}
+	}
+}
+
 func TestMistakes(t *testing.T) {
 	for _, tc := range []struct {
 		args    []string
@@ -74,7 +84,7 @@ func TestConfigCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := config.Default().Decode("default", []byte(out)); err != nil {
+	if _, _, err := config.Parse("default", []byte(out)); err != nil {
 		t.Errorf("the default cannot be read: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "config.toml")

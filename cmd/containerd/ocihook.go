@@ -15,6 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const hookUsage = `containerd oci-hook - run a command as an OCI hook, its arguments filled in
+
+USAGE:
+   containerd oci-hook COMMAND [ARG...] <STATE
+
+The state of the container is JSON on standard input, as an OCI runtime gives it
+to hooks. In arguments and environment these are replaced:
+   {{id}} {{bundle}} {{rootfs}} {{pid}} {{status}} {{annotation "KEY"}}
+`
+
 // ociHook becomes the command in args, with the state of the container (JSON
 // on stdin, as OCI hooks get it) filled into its arguments and environment:
 // {{id}}, {{bundle}}, {{rootfs}}, {{pid}}, {{status}}, {{annotation "key"}}.

@@ -25,6 +25,19 @@ const (
 	maxEvent = 16 << 20
 )
 
+const publishUsage = `containerd publish - publish an event
+
+USAGE:
+   containerd [--address SOCKET] publish --namespace NAMESPACE --topic TOPIC <EVENT
+
+The event is a serialised google.protobuf.Any on standard input. Shims that do
+not speak ttrpc publish so.
+
+OPTIONS:
+   --namespace NAMESPACE   namespace of the event
+   --topic TOPIC           such as /tasks/exit
+`
+
 // publish sends an event, a serialised google.protobuf.Any on stdin, to the
 // daemon: shims that do not speak ttrpc call it.
 func publish(ctx context.Context, f flags, args []string, stdin io.Reader) error {

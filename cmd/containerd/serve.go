@@ -11,8 +11,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
+	"berth/internal/cgroup"
+	"berth/internal/config"
 	"berth/internal/daemon"
 	"berth/internal/version"
 
@@ -26,22 +30,28 @@ func serve(ctx context.Context, f flags, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	level, err := daemon.ParseLevel(cfg.Debug.Level)
-	if err != nil {
+	level := new(slog.LevelVar)
+	if err := setLevel(level, cfg); err != nil {
 		return err
 	}
 	log := daemon.NewLogger(stderr, cfg.Debug.Format, level)
-	for _, w := range warnings {
-		log.Warn("configuration: "+w.Text, "file", w.File, "row", w.Row, "column", w.Column)
+	if cfg.Debug.LogTraceID {
+		log = daemon.WithTraceIDs(log)
 	}
+	warn(log, warnings)
 	log.Info("starting containerd", "distribution", version.Name, "version", version.Version, "revision", version.Revision())
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	defer handleSignals(log, stop)()
+	// Handled from the start: a signal that comes while stores are opened must
+	// not be lost. A reload waits until there is something to reload.
+	reloads := make(chan struct{}, 1)
+	defer handleSignals(log, stop, reloads)()
 	setOOMScore(log, cfg.OOMScore)
-	if cfg.Cgroup.Path != "" {
-		log.Warn("configuration: cgroup.path is ignored: start the daemon in the cgroup that it should be in", "path", cfg.Cgroup.Path)
+	if path := cfg.Cgroup.Path; path != "" {
+		if err := cgroup.MakeAndJoin(path, os.Getpid()); err != nil {
+			return fmt.Errorf("configuration: cgroup.path: %w", err)
+		}
 	}
 
 	d, err := daemon.New(ctx, cfg, log)
@@ -51,13 +61,61 @@ func serve(ctx context.Context, f flags, stderr io.Writer) error {
 	log.Info("serving...", "address", cfg.Plugins.GRPC.Address)
 	log.Info("serving...", "address", cfg.Plugins.TTRPC.Address)
 	log.Info(fmt.Sprintf("containerd successfully booted in %fs", time.Since(begin).Seconds()))
-	return errors.Join(d.Serve(ctx), d.Close())
+	var reloader sync.WaitGroup
+	reloader.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-reloads:
+				reload(f, d, level, log)
+			}
+		}
+	})
+	err = d.Serve(ctx)
+	stop()
+	reloader.Wait()
+	return errors.Join(err, d.Close())
 }
 
-// handleSignals calls stop when the daemon is asked to end, and writes all
-// stacks on SIGUSR1. SIGHUP (a terminal that closes, a habit of scripts) and
-// SIGPIPE (a reader of the log that leaves) do not end it. The result undoes it.
-func handleSignals(log *slog.Logger, stop func()) (undo func()) {
+func setLevel(level *slog.LevelVar, cfg *config.Config) error {
+	l, err := daemon.ParseLevel(cfg.Debug.Level)
+	if err == nil {
+		level.Set(l)
+	}
+	return err
+}
+
+func warn(log *slog.Logger, warnings []config.Warning) {
+	for _, w := range warnings {
+		log.Warn("configuration: "+w.Text, "file", w.File, "row", w.Row, "column", w.Column)
+	}
+}
+
+// reload reads the configuration again. One that is wrong changes nothing.
+func reload(f flags, d *daemon.Daemon, level *slog.LevelVar, log *slog.Logger) {
+	defer daemon.Reloading()()
+	cfg, warnings, err := loadConfig(f)
+	if err != nil {
+		log.Error("the configuration is wrong and was not reloaded; the daemon goes on with the old one", "error", err)
+		return
+	}
+	warn(log, warnings)
+	if err := setLevel(level, cfg); err != nil {
+		log.Error("the configuration is wrong and was not reloaded; the daemon goes on with the old one", "error", err)
+		return
+	}
+	now, later := d.Reload(cfg)
+	log.Info("the configuration was reloaded", "changed", strings.Join(now, " "))
+	if len(later) > 0 {
+		log.Warn("some changes of the configuration wait for a restart of the daemon, which leaves containers alone", "changed", strings.Join(later, " "))
+	}
+}
+
+// handleSignals calls stop when the daemon is asked to end, asks for a reload on
+// SIGHUP, and writes all stacks on SIGUSR1. SIGPIPE (a reader of the log that
+// leaves) does not end it. The result undoes it.
+func handleSignals(log *slog.Logger, stop func(), reloads chan<- struct{}) (undo func()) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGPIPE)
 	done := make(chan struct{})
@@ -70,7 +128,10 @@ func handleSignals(log *slog.Logger, stop func()) (undo func()) {
 				switch s {
 				case unix.SIGPIPE:
 				case unix.SIGHUP:
-					log.Info("received a signal, which changes nothing", "signal", s.String())
+					select {
+					case reloads <- struct{}{}:
+					default: // one that has not begun yet serves this signal too
+					}
 				case unix.SIGUSR1:
 					dumpStacks(log)
 				default:

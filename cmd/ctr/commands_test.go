@@ -127,3 +127,66 @@ func TestParseSignal(t *testing.T) {
 		}
 	}
 }
+
+// Every command says what it does and shows a line to type, which is a line that
+// its parser takes.
+func TestHelpHasExamples(t *testing.T) {
+	root, lines := rootCommand(), 0
+	paths := map[string]bool{"": true}
+	var walk func(cmd *cli.Command, path string)
+	walk = func(cmd *cli.Command, path string) {
+		if cmd.Hidden || cmd.Name == "help" {
+			return
+		}
+		paths[path] = true
+		if cmd.Usage == "" {
+			t.Errorf("ctr %s does not say what it does", path)
+		}
+		if len(cmd.Commands) == 0 && !strings.Contains(cmd.Description, "Example") {
+			t.Errorf("ctr %s has no example", path)
+		}
+		for line := range strings.Lines(cmd.Description) {
+			if example, ok := strings.CutPrefix(strings.TrimRight(line, "\n"), "  ctr "); ok {
+				lines++
+				checkExample(t, root, example)
+			} else if len(line) > textWidth+1 {
+				t.Errorf("ctr %s: a line of its description is too long: %s", path, line)
+			}
+		}
+		for _, sub := range cmd.Commands {
+			walk(sub, strings.TrimSpace(path+" "+sub.Name))
+		}
+	}
+	walk(root, "")
+	for path := range examplesOf() {
+		if !paths[path] {
+			t.Errorf("examples for %q, which is no command", path)
+		}
+	}
+	if lines < 100 {
+		t.Errorf("only %d examples were found", lines)
+	}
+}
+
+func checkExample(t *testing.T, root *cli.Command, example string) {
+	t.Helper()
+	words := strings.Fields(strings.NewReplacer("$(", " ", ")", " ").Replace(example))
+	for i := range words {
+		if words[i] == "|" || words[i] == "&&" || strings.HasPrefix(words[i], ">") {
+			words = words[:i]
+			break
+		}
+	}
+	p := locate(root, append(words, ""))
+	if isGroup(p.cmd()) && p.cmd() != root || p.cmd() == root {
+		t.Errorf("ctr %s: there is no such command", example)
+	}
+	for i, word := range words {
+		if strings.HasPrefix(word, "-") && len(word) > 1 && !locate(root, words[:i+1]).plain {
+			name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=")
+			if findFlag(p.line, name) == nil {
+				t.Errorf("ctr %s: there is no flag %s", example, word)
+			}
+		}
+	}
+}

@@ -9,75 +9,16 @@ import (
 	"strings"
 	"time"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
-	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
-	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
-	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"berth/internal/spec"
+
 	"github.com/urfave/cli/v3"
 )
-
-// completionCommand prints scripts for shells. They ask the hidden command
-// below, with the words of the line so far.
-func completionCommand() *cli.Command {
-	script := func(shell, text string) *cli.Command {
-		return &cli.Command{Name: shell, Usage: "Print the completion script for " + shell, Action: func(context.Context, *cli.Command) error {
-			fmt.Print(text)
-			return nil
-		}}
-	}
-	return &cli.Command{
-		Name:  "completion",
-		Usage: "Print a shell completion script",
-		Description: "Examples:\n  source <(ctr completion bash)\n  source <(ctr completion zsh)\n" +
-			"  ctr completion fish > ~/.config/fish/completions/ctr.fish",
-		Commands: []*cli.Command{script("bash", bashScript), script("zsh", zshScript), script("fish", fishScript)},
-	}
-}
-
-const bashScript = `# bash completion for ctr
-_ctr() {
-	local IFS=$'\n' cur
-	COMPREPLY=()
-	_get_comp_words_by_ref -n =: cur 2>/dev/null || cur=${COMP_WORDS[COMP_CWORD]}
-	local line=${COMP_LINE:0:COMP_POINT}
-	local -a words
-	IFS=$' \t' read -r -a words <<<"$line"
-	[[ $line == *[[:space:]] ]] && words+=("")
-	COMPREPLY=($(ctr __complete -- "${words[@]:1}" 2>/dev/null | cut -f1))
-	[[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
-	declare -F __ltrim_colon_completions >/dev/null && __ltrim_colon_completions "$cur"
-}
-complete -o default -F _ctr ctr
-`
-
-const zshScript = `#compdef ctr
-_ctr() {
-	local -a found described
-	local line
-	found=("${(@f)$(ctr __complete -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-	for line in $found; do
-		[[ -z $line ]] && continue
-		described+=("${${line%%$'\t'*}//:/\\:}${${(M)line%$'\t'*}/$'\t'/:}")
-	done
-	(( $#described )) && _describe ctr described || _files
-}
-compdef _ctr ctr
-`
-
-const fishScript = `# fish completion for ctr
-function __ctr_complete
-	set -l words (commandline -opc) (commandline -ct)
-	ctr __complete -- $words[2..-1] 2>/dev/null
-end
-complete -c ctr -f -a '(__ctr_complete)'
-complete -c ctr -n 'test -z (__ctr_complete | head -1)' -F
-`
 
 // completeCommand prints what the last of the words may be, a line each, with a
 // tab and a description where there is one.
 func completeCommand() *cli.Command {
 	return &cli.Command{
-		Name: "__complete", Hidden: true, SkipFlagParsing: true,
+		Name: "__complete", Hidden: true, SkipFlagParsing: true, Usage: "Print what the last word may be",
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			words := cmd.Args().Slice()
 			if len(words) > 0 && words[0] == "--" {
@@ -93,23 +34,96 @@ func completeCommand() *cli.Command {
 	}
 }
 
+// operands are what the arguments of a command name: one source for each, the
+// last for all that follow when each is set. A nil source is left to the shell: files.
+type operands struct {
+	sources []nameSource
+	each    bool
+}
+
+// operandsOf is the table of what commands take, by their path.
+func operandsOf() map[string]operands {
+	one := func(sources ...nameSource) operands { return operands{sources: sources} }
+	many := func(sources ...nameSource) operands { return operands{sources, true} }
+	return map[string]operands{
+		"run": one(imageNames), "install": one(imageNames),
+
+		"containers create": one(imageNames), "containers delete": many(containerIDs), "containers info": one(containerIDs),
+		"containers label": one(containerIDs), "containers checkpoint": one(containerIDs), "containers restore": one(nil, imageNames),
+
+		"content get": one(blobDigests), "content edit": one(blobDigests), "content delete": many(blobDigests),
+		"content label": one(blobDigests), "content push-object": one(nil, blobDigests),
+
+		"images check": many(imageNames), "images convert": one(imageNames), "images delete": many(imageNames), "images export": many(nil, imageNames),
+		"images inspect": one(imageNames), "images label": one(imageNames), "images mount": one(imageNames), "images push": one(imageNames, imageNames),
+		"images tag": one(imageNames), "images usage": one(imageNames),
+
+		"leases delete":     many(leaseIDs),
+		"namespaces remove": many(namespaceNames), "namespaces label": one(namespaceNames),
+		"sandboxes info": one(sandboxIDs), "sandboxes remove": many(sandboxIDs),
+
+		"snapshots commit": one(nil, snapshotKeys), "snapshots delete": many(snapshotKeys), "snapshots diff": one(snapshotKeys, snapshotKeys),
+		"snapshots info": one(snapshotKeys), "snapshots label": one(snapshotKeys), "snapshots mounts": one(nil, snapshotKeys),
+		"snapshots prepare": one(nil, snapshotKeys), "snapshots view": one(nil, snapshotKeys), "snapshots usage": many(snapshotKeys),
+		"snapshots unpack": one(blobDigests),
+
+		"tasks attach": one(taskIDs), "tasks checkpoint": one(taskIDs), "tasks delete": many(taskIDs), "tasks exec": one(taskIDs),
+		"tasks kill": one(taskIDs), "tasks metrics": one(taskIDs), "tasks pause": one(taskIDs), "tasks ps": one(taskIDs),
+		"tasks resume": one(taskIDs), "tasks start": one(containerIDs),
+	}
+}
+
+// flagValuesOf is the table of what flags take, by their name.
+func flagValuesOf() map[string]nameSource {
+	return map[string]nameSource{
+		"namespace": namespaceNames, "snapshotter": snapshotterNames, "sandbox": sandboxIDs, "id": containerIDs, "task-id": taskIDs,
+	}
+}
+
+// flagWordsOf is the table of flags that take the same words on every host.
+func flagWordsOf() map[string][]string {
+	return map[string][]string{
+		"format":   {"table", "json", "{{"},
+		"signal":   {"SIGTERM", "SIGKILL", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGSTOP", "SIGCONT"},
+		"platform": {"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/ppc64le", "linux/riscv64", "linux/s390x"},
+		"cap-add":  spec.AllCapabilities(), "cap-drop": spec.AllCapabilities(),
+		"log-uri": {"file:///", "binary:///"},
+		"with-ns": {"network:", "pid:", "ipc:", "uts:", "mount:", "user:", "cgroup:"},
+		"mount":   {"type=bind,src="},
+	}
+}
+
 // position is where on the command line the cursor is.
 type position struct {
-	cmd   *cli.Command
-	args  int               // arguments of cmd before the cursor
-	flag  string            // the flag whose value the cursor is at, or empty
-	flags map[string]string // global flags with a value
+	line  []*cli.Command // from the root down to the command
+	args  int            // its arguments before the cursor
+	flag  string         // the flag whose value the cursor is at, or empty
+	plain bool           // no flag comes any more
+	flags map[string]string
+}
+
+func (p position) cmd() *cli.Command { return p.line[len(p.line)-1] }
+
+// path is that of the tables above.
+func (p position) path() string {
+	var names []string
+	for _, c := range p.line[1:] {
+		names = append(names, c.Name)
+	}
+	return strings.Join(names, " ")
 }
 
 // locate walks the words before the last one.
 func locate(root *cli.Command, words []string) position {
-	p := position{cmd: root, flags: map[string]string{}}
-	line := []*cli.Command{root}
+	p := position{line: []*cli.Command{root}, flags: map[string]string{}}
 	for i := 0; i < len(words)-1; i++ {
 		word := words[i]
-		if strings.HasPrefix(word, "-") && len(word) > 1 && p.args < stopAt(p.cmd) {
+		switch {
+		case !p.plain && word == "--":
+			p.plain = true
+		case !p.plain && len(word) > 1 && word[0] == '-':
 			name, value, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
-			f := findFlag(line, name)
+			f := findFlag(p.line, name)
 			if f == nil || isBool(f) {
 				continue
 			}
@@ -121,14 +135,16 @@ func locate(root *cli.Command, words []string) position {
 				value = words[i]
 			}
 			p.flags[f.Names()[0]] = value
-			continue
+		default:
+			if sub := p.cmd().Command(word); p.args == 0 && !p.plain && sub != nil {
+				p.line = append(p.line, sub)
+				continue
+			}
+			p.args++
+			if stop := p.cmd().StopOnNthArg; stop != nil && p.args >= *stop {
+				p.plain = true
+			}
 		}
-		if sub := p.cmd.Command(word); p.args == 0 && sub != nil {
-			p.cmd = sub
-			line = append(line, sub)
-			continue
-		}
-		p.args++
 	}
 	return p
 }
@@ -136,14 +152,6 @@ func locate(root *cli.Command, words []string) position {
 // isGroup tells whether cmd has commands of its own, help aside.
 func isGroup(cmd *cli.Command) bool {
 	return slices.ContainsFunc(cmd.Commands, func(c *cli.Command) bool { return c.Name != "help" })
-}
-
-// stopAt is the number of arguments after which words are no flags.
-func stopAt(cmd *cli.Command) int {
-	if cmd.StopOnNthArg != nil {
-		return *cmd.StopOnNthArg
-	}
-	return 1 << 20
 }
 
 func findFlag(line []*cli.Command, name string) cli.Flag {
@@ -162,13 +170,13 @@ func isBool(f cli.Flag) bool {
 	return ok
 }
 
-func complete(ctx context.Context, root *cli.Command, words []string) []string {
+// complete lists what the last of the words may become.
+func complete(ctx context.Context, root *cli.Command, words []string) (out []string) {
 	if len(words) == 0 {
 		words = []string{""}
 	}
 	last := words[len(words)-1]
 	p := locate(root, words)
-	var out []string
 	add := func(word, about string) {
 		if !strings.HasPrefix(word, last) {
 			return
@@ -178,41 +186,66 @@ func complete(ctx context.Context, root *cli.Command, words []string) []string {
 		}
 		out = append(out, word)
 	}
+	flag, _, assigned := strings.Cut(last, "=")
 	switch {
 	case p.flag != "":
-		for _, v := range flagValues(ctx, root, p) {
+		for _, v := range p.flagValues(ctx, root, p.flag) {
 			add(v, "")
 		}
-	case strings.HasPrefix(last, "-") && p.args < stopAt(p.cmd):
-		flags := p.cmd.Flags
-		if p.cmd == root {
-			flags = root.Flags
+	case !p.plain && strings.HasPrefix(last, "--") && assigned:
+		if f := findFlag(p.line, strings.TrimLeft(flag, "-")); f != nil {
+			for _, v := range p.flagValues(ctx, root, f.Names()[0]) {
+				add(flag+"="+v, "")
+			}
 		}
-		for _, f := range flags {
+	case !p.plain && strings.HasPrefix(last, "-"):
+		for _, f := range p.cmd().Flags {
 			usage := ""
+			if v, ok := f.(cli.VisibleFlag); ok && !v.IsVisible() {
+				continue
+			}
 			if d, ok := f.(cli.DocGenerationFlag); ok {
-				usage = d.GetUsage()
+				usage = strings.ReplaceAll(d.GetUsage(), "`", "")
 			}
 			add("--"+f.Names()[0], usage)
 		}
-	case p.args == 0 && isGroup(p.cmd):
-		for _, c := range p.cmd.Commands {
+	case p.args == 0 && isGroup(p.cmd()):
+		for _, c := range p.cmd().Commands {
 			if !c.Hidden && c.Name != "help" {
 				add(c.Name, c.Usage)
 			}
 		}
 	default:
-		for _, v := range argValues(ctx, root, p) {
-			add(v, "")
+		o := operandsOf()[p.path()]
+		at := p.args
+		if o.each {
+			at = min(at, len(o.sources)-1)
+		}
+		if at < len(o.sources) {
+			for _, v := range p.ask(ctx, root, o.sources[at]) {
+				add(v, "")
+			}
 		}
 	}
 	return out
 }
 
+func (p position) flagValues(ctx context.Context, root *cli.Command, flag string) []string {
+	if words, ok := flagWordsOf()[flag]; ok {
+		return words
+	}
+	return p.ask(ctx, root, flagValuesOf()[flag])
+}
+
 // completionTime bounds what the shell waits for the daemon.
 const completionTime = 2 * time.Second
 
-func askDaemon(ctx context.Context, root *cli.Command, p position, fn func(ctx context.Context, s *session) []string) []string {
+// ask asks the daemon that the flags of the line name. When it is not there,
+// nothing is completed.
+func (p position) ask(ctx context.Context, root *cli.Command, source nameSource) []string {
+	if source == nil {
+		return nil
+	}
 	value := func(name string) string {
 		if v := p.flags[name]; v != "" {
 			return v
@@ -227,130 +260,5 @@ func askDaemon(ctx context.Context, root *cli.Command, p position, fn func(ctx c
 	defer hangUp()
 	ctx, cancel := context.WithTimeout(withNamespace(ctx, s.namespace), completionTime)
 	defer cancel()
-	return fn(ctx, s)
-}
-
-func flagValues(ctx context.Context, root *cli.Command, p position) []string {
-	switch p.flag {
-	case "namespace":
-		return askDaemon(ctx, root, p, namespaceNames)
-	case "snapshotter":
-		return []string{"overlayfs", "native"}
-	case "format":
-		return []string{"json", "table"}
-	case "signal":
-		return []string{"SIGTERM", "SIGKILL", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGSTOP", "SIGCONT"}
-	}
-	return nil
-}
-
-// argValues are what the first argument of commands may be, of what the daemon
-// has. What it does not have a name for is left to the shell: files.
-func argValues(ctx context.Context, root *cli.Command, p position) []string {
-	sources := map[string]func(context.Context, *session) []string{
-		"run": imageNames, "containers create": imageNames,
-		"containers": containerIDs, "tasks start": containerIDs, "tasks": taskIDs,
-		"images": imageNames, "namespaces": namespaceNames, "leases delete": leaseIDs,
-		"snapshots": snapshotKeys, "content": blobDigests,
-	}
-	for _, none := range []string{"namespaces create", "images pull", "images import", "images unmount", "content ingest", "content active", "content fetch", "content fetch-object", "content fetch-blob"} {
-		sources[none] = func(context.Context, *session) []string { return nil }
-	}
-	sources["images export"] = imageNames
-	names := []string{}
-	for _, c := range slices.Backward(p.cmd.Lineage()) {
-		if c != root {
-			names = append(names, c.Name)
-		}
-	}
-	if len(names) == 0 {
-		names = pathTo(root, p.cmd)
-	}
-	source := sources[strings.Join(names, " ")]
-	if source == nil && len(names) > 0 {
-		source = sources[names[0]]
-	}
-	key := strings.Join(names, " ")
-	switch {
-	case source == nil:
-		return nil
-	case (key == "run" || key == "containers create" || key == "tasks exec" || key == "images mount") && p.args > 0:
-		return nil
-	case key == "images export" && p.args == 0:
-		return nil
-	}
-	return askDaemon(ctx, root, p, source)
-}
-
-// pathTo names the commands from the root down to cmd.
-func pathTo(root, cmd *cli.Command) []string {
-	for _, c := range root.Commands {
-		if c == cmd {
-			return []string{c.Name}
-		}
-		if below := pathTo(c, cmd); below != nil {
-			return append([]string{c.Name}, below...)
-		}
-	}
-	return nil
-}
-
-func imageNames(ctx context.Context, s *session) (out []string) {
-	resp, _ := imagesapi.NewImagesClient(s).List(ctx, &imagesapi.ListImagesRequest{})
-	for _, i := range resp.GetImages() {
-		out = append(out, i.Name)
-	}
-	return out
-}
-
-func containerIDs(ctx context.Context, s *session) (out []string) {
-	list, _ := listContainers(ctx, s)
-	for _, c := range list {
-		out = append(out, c.ID)
-	}
-	return out
-}
-
-func taskIDs(ctx context.Context, s *session) (out []string) {
-	resp, _ := tasksapi.NewTasksClient(s).List(ctx, &tasksapi.ListTasksRequest{})
-	for _, t := range resp.GetTasks() {
-		out = append(out, t.ID)
-	}
-	return out
-}
-
-func namespaceNames(ctx context.Context, s *session) (out []string) {
-	resp, _ := namespacesapi.NewNamespacesClient(s).List(ctx, &namespacesapi.ListNamespacesRequest{})
-	for _, n := range resp.GetNamespaces() {
-		out = append(out, n.Name)
-	}
-	return out
-}
-
-func leaseIDs(ctx context.Context, s *session) (out []string) {
-	resp, _ := leasesapi.NewLeasesClient(s).List(ctx, &leasesapi.ListRequest{})
-	for _, l := range resp.GetLeases() {
-		out = append(out, l.ID)
-	}
-	return out
-}
-
-func snapshotKeys(ctx context.Context, s *session) (out []string) {
-	name, err := defaultSnapshotter(ctx, s)
-	if err != nil {
-		return nil
-	}
-	list, _ := newSnapshotter(s, name).list(ctx)
-	for _, v := range list {
-		out = append(out, v.Name)
-	}
-	return out
-}
-
-func blobDigests(ctx context.Context, s *session) (out []string) {
-	s.walkBlobs(ctx, nil, func(b blobView) error {
-		out = append(out, b.Digest)
-		return nil
-	})
-	return out
+	return source(ctx, s)
 }

@@ -26,11 +26,10 @@ func containersCommand() *cli.Command {
 		Usage:   "Manage containers",
 		Commands: []*cli.Command{
 			{
-				Name:      "create",
-				Usage:     "Create container",
-				ArgsUsage: "[flags] Image|RootFS CONTAINER [COMMAND] [ARG...]",
-				Description: "Makes a container without running anything; 'ctr tasks start' does that.\n\n" +
-					"Example:\n  ctr containers create docker.io/library/alpine:latest web httpd -f",
+				Name:         "create",
+				Usage:        "Create container",
+				ArgsUsage:    "[flags] Image|RootFS CONTAINER [COMMAND] [ARG...]",
+				Description:  "Makes a container without running anything; 'ctr tasks start' does that.",
 				Flags:        createFlags(),
 				StopOnNthArg: &two,
 				Action:       withSession(createAction),
@@ -55,10 +54,8 @@ func containersCommand() *cli.Command {
 				Aliases:   []string{"ls"},
 				Usage:     "List containers",
 				ArgsUsage: "[flags] [<filter>, ...]",
-				Description: "Examples:\n  ctr containers ls 'labels.app==web'\n" +
-					"  ctr containers ls --format '{{.ID}} {{.Image}}'",
-				Flags:  []cli.Flag{quietFlag("Print only the container id"), formatFlag()},
-				Action: withSession(listContainersAction),
+				Flags:     []cli.Flag{quietFlag("Print only the container id"), formatFlag()},
+				Action:    withSession(listContainersAction),
 			},
 			{
 				Name:        "label",
@@ -76,7 +73,7 @@ func containersCommand() *cli.Command {
 					&cli.BoolFlag{Name: "image", Usage: "Include the image in the checkpoint"},
 					&cli.BoolFlag{Name: "task", Usage: "Checkpoint container task"},
 				},
-				Action: notYetAction("checkpointing containers"),
+				Action: withSession(checkpointContainerAction),
 			},
 			{
 				Name:      "restore",
@@ -86,7 +83,7 @@ func containersCommand() *cli.Command {
 					&cli.BoolFlag{Name: "rw", Usage: "Restore the rw layer from the checkpoint"},
 					&cli.BoolFlag{Name: "live", Usage: "Restore the runtime and memory data from the checkpoint"},
 				},
-				Action: notYetAction("restoring containers from checkpoints"),
+				Action: withSession(restoreAction),
 			},
 		},
 	}
@@ -142,6 +139,7 @@ func deleteContainer(ctx context.Context, s *session, id string, keepSnapshot bo
 			return err
 		}
 	}
+	detachStopped(ctx, s, c)
 	return removeContainer(ctx, s, c, keepSnapshot)
 }
 

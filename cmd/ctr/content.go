@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -330,8 +331,8 @@ func (s *session) writeBlob(ctx context.Context, ref string, r io.Reader, size i
 }
 
 func editBlobAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := notYet(cmd, "validate"); err != nil {
-		return err
+	if v := cmd.String("validate"); v != "" && v != "json" {
+		return invalid("--validate knows json, not %q", v)
 	}
 	if err := needArgs(cmd, "a digest"); err != nil {
 		return err
@@ -374,11 +375,30 @@ func editBlobAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	if err != nil {
 		return err
 	}
+	if cmd.String("validate") == "json" {
+		if err := validJSON(edited); err != nil {
+			return fmt.Errorf("%s was not stored: %w", f.Name(), err)
+		}
+	}
 	if _, err := s.writeBlob(ctx, "edit-"+d.String()+"-"+uuid.NewString(), edited, 0, got); err != nil {
 		return err
 	}
 	output.Line("%s", got)
 	return nil
+}
+
+// validJSON checks that a file is one JSON value, and goes back to its beginning.
+func validJSON(f *os.File) error {
+	d := json.NewDecoder(f)
+	var v json.RawMessage
+	if err := d.Decode(&v); err != nil {
+		return invalid("it is not JSON: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return invalid("it is not JSON: something follows the value")
+	}
+	_, err := f.Seek(0, io.SeekStart)
+	return err
 }
 
 // pruneReferencesAction takes away the labels that keep the layers of unpacked
@@ -435,14 +455,9 @@ func openRemote(cmd *cli.Command, ref string) (*registry.Remote, error) {
 	if cmd.Bool("plain-http") {
 		opts.DefaultScheme = "http"
 	}
-	creds, err := credentials(cmd)
-	if err != nil {
+	var err error
+	if opts.Credentials, err = credentials(cmd, ref); err != nil {
 		return nil, err
-	}
-	if creds != nil {
-		opts.Credentials = func(context.Context, string, string) (registry.Credentials, error) {
-			return registry.Credentials{Username: creds.Username, Secret: creds.Secret}, nil
-		}
 	}
 	return registry.NewRemote(ref, opts)
 }

@@ -36,6 +36,10 @@ type created struct {
 	spec   *specs.Spec
 	// rootfs are the mounts of its snapshot, nil when it has none.
 	rootfs []*types.Mount
+	// checkpoint is what its task continues from, or nil.
+	checkpoint *types.Descriptor
+	// network is what its task is attached to before it starts, or nil.
+	network *network
 }
 
 // creation is what is asked for, flags checked, before any call.
@@ -47,13 +51,11 @@ type creation struct {
 	fromFile *specs.Spec    // --config
 	flags    spec.Container // otherwise
 	rootPath string         // --rootfs
+	cni      bool
 }
 
 func parseCreation(cmd *cli.Command, namespace string) (c creation, err error) {
-	if err := notYet(cmd, "cni", "gpus", "checkpoint", "apparmor-default-profile", "blockio-config-file", "blockio-class"); err != nil {
-		return c, err
-	}
-	c = creation{labels: labelArgs(cmd.StringSlice("label")), sandbox: cmd.String("sandbox")}
+	c = creation{labels: labelArgs(cmd.StringSlice("label")), sandbox: cmd.String("sandbox"), cni: cmd.Bool("cni")}
 	if c.runtime, err = runtimeOf(cmd); err != nil {
 		return c, err
 	}
@@ -87,8 +89,6 @@ func parseCreation(cmd *cli.Command, namespace string) (c creation, err error) {
 			return c, err
 		}
 		c.flags.RootPath = c.rootPath
-	} else if c.flags.UIDMap != nil && !cmd.Bool("remap-labels") {
-		return c, fmt.Errorf("--uidmap without --remap-labels is not supported yet by this version of ctr: %w", errdefs.ErrNotImplemented)
 	}
 	return c, nil
 }
@@ -97,6 +97,9 @@ func parseCreation(cmd *cli.Command, namespace string) (c creation, err error) {
 // failure nothing of it is left.
 func createContainer(ctx context.Context, cmd *cli.Command, s *session, c creation) (*created, error) {
 	out := &created{record: &containersapi.Container{ID: c.id, Labels: c.labels, Runtime: c.runtime, Sandbox: c.sandbox}}
+	if c.cni {
+		out.record.Extensions = cniExtensions()
+	}
 	switch {
 	case c.fromFile != nil:
 		out.spec = c.fromFile
@@ -265,17 +268,31 @@ func reservedLabel(key string) bool {
 // it is not.
 func prepareRootfs(ctx context.Context, cmd *cli.Command, s *session, snapshotter string, req creation, img resolved) ([]*types.Mount, error) {
 	labels := labelArgs(cmd.StringSlice("snapshotter-label"))
-	if req.flags.UIDMap != nil {
-		labels["containerd.io/snapshot/uidmapping"] = idMapLabel(req.flags.UIDMap)
-		labels["containerd.io/snapshot/gidmapping"] = idMapLabel(req.flags.GIDMap)
+	maps := idMaps{req.flags.UIDMap, req.flags.GIDMap}
+	shift := maps.UIDs != nil && !cmd.Bool("remap-labels")
+	if maps.UIDs != nil && !shift {
+		labels["containerd.io/snapshot/uidmapping"] = idMapLabel(maps.UIDs)
+		labels["containerd.io/snapshot/gidmapping"] = idMapLabel(maps.GIDs)
 	}
-	prepare := func() ([]*types.Mount, error) {
+	prepare := func() (_ []*types.Mount, err error) {
+		parent := img.chain()
+		if shift {
+			if parent, err = maps.remapped(ctx, s, snapshotter, parent); err != nil {
+				return nil, err
+			}
+		}
 		resp, err := snapshotsapi.NewSnapshotsClient(s).Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{
-			Snapshotter: snapshotter, Key: req.id, Parent: img.chain(), Labels: labels,
+			Snapshotter: snapshotter, Key: req.id, Parent: parent, Labels: labels,
 		})
 		return resp.GetMounts(), err
 	}
 	mounts, err := prepare()
+	if errdefs.IsAlreadyExists(err) {
+		// No name stays reserved by a run that came to nothing.
+		if releaseAbandoned(ctx, s, snapshotter, req.id) {
+			mounts, err = prepare()
+		}
+	}
 	if !errdefs.IsNotFound(err) {
 		return mounts, err
 	}
@@ -316,14 +333,19 @@ func ignoreNotFound(err error) error {
 
 // defaultSnapshotter is the namespace's, or overlayfs.
 func defaultSnapshotter(ctx context.Context, s *session) (string, error) {
+	return namespaceDefault(ctx, s, "snapshotter", "overlayfs")
+}
+
+// namespaceDefault is what the namespace's label names for a kind of thing.
+func namespaceDefault(ctx context.Context, s *session, kind, otherwise string) (string, error) {
 	resp, err := namespacesapi.NewNamespacesClient(s).Get(ctx, &namespacesapi.GetNamespaceRequest{Name: s.namespace})
-	if err != nil && !errdefs.IsNotFound(err) {
+	if ignoreNotFound(err) != nil {
 		return "", err
 	}
-	if name := resp.GetNamespace().GetLabels()["containerd.io/defaults/snapshotter"]; name != "" {
+	if name := resp.GetNamespace().GetLabels()["containerd.io/defaults/"+kind]; name != "" {
 		return name, nil
 	}
-	return "overlayfs", nil
+	return otherwise, nil
 }
 
 // runtimeOf is the runtime that the flags name, with its options.

@@ -18,6 +18,7 @@ import (
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/task"
+	"github.com/urfave/cli/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -49,8 +50,8 @@ func (f fakeContainers) List(ctx context.Context, _ *containersapi.ListContainer
 	}}, nil
 }
 
-func (fakeContainers) Get(context.Context, *containersapi.GetContainerRequest) (*containersapi.GetContainerResponse, error) {
-	return nil, status.Error(codes.NotFound, `container "x": not found`)
+func (fakeContainers) Get(_ context.Context, req *containersapi.GetContainerRequest) (*containersapi.GetContainerResponse, error) {
+	return nil, status.Errorf(codes.NotFound, "container %q: not found", req.ID)
 }
 
 type fakeImages struct {
@@ -59,6 +60,10 @@ type fakeImages struct {
 
 func (fakeImages) List(context.Context, *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
 	return &imagesapi.ListImagesResponse{Images: []*imagesapi.Image{{Name: "example.com/one:1", Target: &types.Descriptor{}}}}, nil
+}
+
+func (fakeImages) Update(_ context.Context, req *imagesapi.UpdateImageRequest) (*imagesapi.UpdateImageResponse, error) {
+	return nil, status.Errorf(codes.NotFound, "image %q: not found", req.Image.Name)
 }
 
 func (fakeImages) Get(_ context.Context, req *imagesapi.GetImageRequest) (*imagesapi.GetImageResponse, error) {
@@ -98,6 +103,10 @@ type fakeTasks struct {
 
 func (fakeTasks) List(context.Context, *tasksapi.ListTasksRequest) (*tasksapi.ListTasksResponse, error) {
 	return &tasksapi.ListTasksResponse{Tasks: []*task.Process{{ID: "one", Pid: 42, Status: task.Status_RUNNING}}}, nil
+}
+
+func (fakeTasks) ListPids(_ context.Context, req *tasksapi.ListPidsRequest) (*tasksapi.ListPidsResponse, error) {
+	return nil, status.Errorf(codes.NotFound, "task %q: not found", req.ContainerID)
 }
 
 func (fakeTasks) Kill(context.Context, *tasksapi.KillRequest) (*emptypb.Empty, error) {
@@ -206,8 +215,8 @@ func TestErrorsAndStatus(t *testing.T) {
 		{"containers ls --format xml", 1, "none of table, json and a Go template"},
 		{"containers ls --format {{.Nope}}", 1, "Nope"},
 		{"tasks exec x true", 1, `"exec-id"`},
-		{"containers checkpoint a b", 1, "not supported yet"},
-		{"sandboxes ls", 1, "not supported yet"},
+		{"containers checkpoint x b", 1, `container "x": not found`},
+		{"sandboxes ls", 1, "sandbox"},
 		{"--timeout 50ms -n hang containers ls", 1, "deadline exceeded"},
 		{"images pull --skip-verify x", 1, "hosts.toml"},
 	} {
@@ -236,7 +245,7 @@ func TestOutputs(t *testing.T) {
 		{"version --format {{.Server.Version}}", "v9\n"},
 		{"i ls -q", "example.com/one:1\n"},
 		{"__complete -- tasks kill o", "one\n"},
-		{"__complete -- t", "tasks\tManage tasks\n"},
+		{"__complete -- ta", "tasks\tManage tasks\n"},
 		{"__complete -- run --rm exam", "example.com/one:1\n"},
 		{"__complete -- run example.com/one:1 t", ""},
 		{"__complete -- -n k", "k8s.io\n"},
@@ -245,6 +254,14 @@ func TestOutputs(t *testing.T) {
 		{"__complete -- run image id ls --e", ""},
 		{"__complete -- tasks kill --signal SIGK", "SIGKILL\n"},
 		{"__complete -- nonsense x", ""},
+		{"__complete -- tasks kill --signal=SIGK", "--signal=SIGKILL\n"},
+		{"__complete -- t rm one o", "one\n"},
+		{"__complete -- -n k8s.io containers rm t", ""},
+		{"__complete -- --namespace=k", "--namespace=k8s.io\n"},
+		{"__complete -- run --cap-add CAP_SYS_T", "CAP_SYS_TIME\nCAP_SYS_TTY_CONFIG\n"},
+		{"__complete -- -a /nonexistent run --cap-drop CAP_CHO", "CAP_CHOWN\n"},
+		{"__complete -- -a /nonexistent tasks rm ", ""},
+		{"__complete -- images pull --all-m", ""},
 	} {
 		stdout, stderr, code := ctr(t, append([]string{"-a", address}, strings.Fields(tc.line)...)...)
 		if code != 0 || stdout != tc.want {
@@ -253,10 +270,65 @@ func TestOutputs(t *testing.T) {
 	}
 }
 
+// What is missing is explained: a name like it, another namespace, no task.
+func TestSuggestions(t *testing.T) {
+	address, _ := startFake(t)
+	for _, tc := range []struct{ line, want string }{
+		{"images label example.com/one:2 a=b", `did you mean "example.com/one:1"?`},
+		{"images label one a=b", `did you mean "example.com/one:1"?`},
+		{"run one id", `did you mean "example.com/one:1"?`},
+		{"containers info oen", `did you mean "one"?`},
+		{"-n k8s.io containers info one", "it is in default: use -n default"},
+		{"tasks ps two", "'ctr tasks start two' starts one"},
+		{"sandboxes ls", "the daemon does not offer containerd.services.sandbox.v1.Store"},
+		{"containers info something-else-entirely", `container "something-else-entirely": not found`},
+	} {
+		stdout, stderr, code := ctr(t, append([]string{"-a", address}, strings.Fields(tc.line)...)...)
+		if code != 1 || !strings.Contains(stderr, tc.want) || strings.Count(stderr, "\n") != 1 || stdout != "" {
+			t.Errorf("ctr %s: status %d, stdout %q, stderr %q; want one line with %q", tc.line, code, stdout, stderr, tc.want)
+		}
+	}
+}
+
+// The tables of completion speak of commands and flags that exist.
+func TestCompletionTables(t *testing.T) {
+	root := rootCommand()
+	for path := range operandsOf() {
+		cmd := root
+		for word := range strings.FieldsSeq(path) {
+			if cmd = cmd.Command(word); cmd == nil || cmd.Name != word {
+				t.Errorf("there is no command %q (by that name, not an alias)", path)
+				break
+			}
+		}
+	}
+	flags := map[string]bool{}
+	var walk func(*cli.Command)
+	walk = func(cmd *cli.Command) {
+		for _, f := range cmd.Flags {
+			flags[f.Names()[0]] = true
+		}
+		for _, sub := range cmd.Commands {
+			walk(sub)
+		}
+	}
+	walk(root)
+	for name := range flagValuesOf() {
+		if !flags[name] {
+			t.Errorf("there is no flag --%s", name)
+		}
+	}
+	for name := range flagWordsOf() {
+		if !flags[name] {
+			t.Errorf("there is no flag --%s", name)
+		}
+	}
+}
+
 func TestCompletionScripts(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		stdout, _, code := ctr(t, "completion", shell)
-		if code != 0 || !strings.Contains(stdout, "ctr __complete --") {
+		if code != 0 || !strings.Contains(stdout, " __complete -- ") {
 			t.Errorf("completion %s: status %d, %q", shell, code, stdout)
 		}
 	}

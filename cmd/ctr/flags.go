@@ -25,7 +25,11 @@ func quietFlag(usage string) cli.Flag {
 }
 
 func formatFlag() cli.Flag {
-	return &cli.StringFlag{Name: "format", Usage: "`table`, json, or a Go template for each row, such as '{{.ID}}'"}
+	return &cli.StringFlag{Name: "format", Usage: "table, json, or a Go template for each row, such as '{{.ID}}'"}
+}
+
+func allNamespacesFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "all-namespaces", Aliases: []string{"A"}, Usage: "Look at every namespace"}
 }
 
 func runtimeFlags() []cli.Flag {
@@ -93,8 +97,8 @@ func runFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "cni", Usage: "Enable cni networking for the container"},
 		&cli.BoolFlag{Name: "sync-fs", Usage: "Synchronize the underlying filesystem containing files when unpack images, false by default"},
 		&cli.StringFlag{Name: "dump-config", Usage: "Dump the generated OCI config to a file"},
-		&cli.StringSliceFlag{Name: "uidmap", Usage: "Run inside a user namespace with the specified UID mapping ranges; specified with the format `container-uid:host-uid:length`"},
-		&cli.StringSliceFlag{Name: "gidmap", Usage: "Run inside a user namespace with the specified GID mapping ranges; specified with the format `container-gid:host-gid:length`"},
+		&cli.StringSliceFlag{Name: "uidmap", Usage: "Run inside a user namespace with the specified UID mapping ranges; specified with the format container-uid:host-uid:length"},
+		&cli.StringSliceFlag{Name: "gidmap", Usage: "Run inside a user namespace with the specified GID mapping ranges; specified with the format container-gid:host-gid:length"},
 		&cli.BoolFlag{Name: "remap-labels", Usage: "Provide the user namespace ID remapping to the snapshotter via label options; requires snapshotter support"},
 		&cli.BoolFlag{Name: "privileged-without-host-devices", Usage: "Don't pass all host devices to privileged container"},
 		&cli.Float64Flag{Name: "cpus", Usage: "Set the CFS cpu quota"},

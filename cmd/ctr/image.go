@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"berth/internal/archive"
 	"berth/internal/image"
 	"berth/internal/wire"
 
@@ -90,6 +91,34 @@ func (s *session) readBlob(ctx context.Context, desc ispec.Descriptor, limit int
 		return nil
 	})
 	return out, err
+}
+
+// openLayer reads a layer's tar, whatever it is compressed with.
+func (s *session) openLayer(ctx context.Context, desc ispec.Descriptor) (io.ReadCloser, error) {
+	pr, pw := io.Pipe()
+	go func() {
+		pw.CloseWithError(s.streamBlob(ctx, desc, func(b []byte) error {
+			_, err := pw.Write(b)
+			return err
+		}))
+	}()
+	r, _, err := archive.Decompress(pr)
+	if err != nil {
+		pr.Close()
+		return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	return layerReader{r, pr}, nil
+}
+
+// layerReader closes the pipe with what reads from it.
+type layerReader struct {
+	io.ReadCloser
+	pipe *io.PipeReader
+}
+
+func (r layerReader) Close() error {
+	r.pipe.Close()
+	return r.ReadCloser.Close()
 }
 
 // streamBlob hands a blob to fn piece by piece; fn must not keep them.

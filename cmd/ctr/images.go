@@ -121,29 +121,8 @@ func imagesCommand() *cli.Command {
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "replace-all", Aliases: []string{"r"}, Usage: "Replace all labels"}},
 				Action: withSession(labelImageAction),
 			},
-			{
-				Name: "convert", Usage: "Convert an image", ArgsUsage: "[flags] <source_ref> <target_ref>",
-				Flags: []cli.Flag{
-					&cli.BoolFlag{Name: "uncompress", Usage: "Convert tar.gz layers to uncompressed tar layers"},
-					&cli.BoolFlag{Name: "oci", Usage: "Convert Docker media types to OCI media types"},
-					&cli.StringFlag{Name: "erofs", Usage: "Convert layers to EROFS format, must specify 'raw' or 'zstd' (e.g. --erofs raw, --erofs zstd)"},
-					&cli.StringFlag{Name: "erofs-compressors", Usage: "Specify compression algorithm list when converting EROFS layers"},
-					&cli.StringFlag{Name: "erofs-mkfs-options", Usage: "Extra mkfs options applied when converting EROFS layers. (e.g. '-Efragments,dedupe')"},
-					&cli.StringSliceFlag{Name: "platform", Usage: "Pull content from a specific platform"},
-					&cli.BoolFlag{Name: "all-platforms", Usage: "Exports content from all platforms"},
-				},
-				Action: notYetAction("converting images"),
-			},
-			{
-				Name: "build-erofs-cache", Usage: "Build an erofs layer content cache from an image's layers", ArgsUsage: "[flags] <image_ref> <cache_dir>",
-				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "compressors", Usage: "EROFS per-block compression algorithm(s), e.g. 'lz4', 'deflate', 'zstd'; empty means uncompressed"},
-					&cli.StringFlag{Name: "mkfs-options", Usage: "Extra mkfs.erofs options (e.g. '-Efragments,dedupe')"},
-					&cli.StringFlag{Name: "platform", Usage: "Cache layers for a specific platform (default: host platform)"},
-					&cli.BoolFlag{Name: "dmverity", Usage: "Generate a dm-verity hash tree and .dmverity sidecar for each blob (Linux only)"},
-				},
-				Action: notYetAction("building erofs caches"),
-			},
+			convertImageCommand(),
+			buildErofsCacheCommand(),
 			{
 				Name: "usage", Usage: "Display usage of snapshots for a given image ref", ArgsUsage: "[flags] <ref>",
 				Flags:  []cli.Flag{snapshotterFlag(), formatFlag()},

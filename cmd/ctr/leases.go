@@ -55,7 +55,11 @@ func expiry(d time.Duration) map[string]string {
 
 // createLease makes a lease for what a command is about to make.
 func createLease(ctx context.Context, s *session, id string) error {
-	_, err := leasesapi.NewLeasesClient(s).Create(ctx, &leasesapi.CreateRequest{ID: id, Labels: expiry(leaseTime)})
+	labels := expiry(leaseTime)
+	if by := maker(); by != "" {
+		labels[makerLabel] = by
+	}
+	_, err := leasesapi.NewLeasesClient(s).Create(ctx, &leasesapi.CreateRequest{ID: id, Labels: labels})
 	return err
 }
 

@@ -34,12 +34,8 @@ import (
 func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snapshotter, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) (err error) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	limit := cmd.Int("max-concurrent-downloads")
-	if n := cmd.Int("max-concurrent-uploaded-layers"); n > 0 {
-		limit = n
-	}
 	engine := transfer.New(transfer.Options{
-		Scope: s.remoteStores(sn), MaxDownloads: limit, SyncFS: cmd.Bool("sync-fs"), TempDir: os.TempDir(),
+		Scope: s.remoteStores(sn), MaxDownloads: cmd.Int("max-concurrent-downloads"), MaxUploads: cmd.Int("max-concurrent-uploaded-layers"), SyncFS: cmd.Bool("sync-fs"), TempDir: os.TempDir(),
 	})
 	display := progress.New(out)
 	defer func() { display.Close(err != nil) }()

@@ -19,9 +19,6 @@ func metricsAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	format := cmd.String("format")
-	if format != "table" && format != "json" {
-		return invalid("--format must be table or json")
-	}
 	id := cmd.Args().First()
 	resp, err := tasksapi.NewTasksClient(s).Metrics(ctx, &tasksapi.MetricsRequest{Filters: []string{"id==" + id}})
 	if err != nil {
@@ -43,6 +40,9 @@ func metricsAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		}
 		output.Line("%s", b)
 		return nil
+	}
+	if format != "table" {
+		return output.One(format, data)
 	}
 	w := output.Spaced.Table(os.Stdout)
 	fmt.Fprintf(w, "ID\tTIMESTAMP\t\n%s\t%s\t\n\n", m.ID, m.Timestamp)

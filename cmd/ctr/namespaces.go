@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"berth/cmd/ctr/output"
 
@@ -79,17 +83,57 @@ func removeNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) e
 	if err := needArgs(cmd, "a name"); err != nil {
 		return err
 	}
-	if err := notYet(cmd, "cgroup"); err != nil {
-		return err
-	}
 	return forEach(cmd.Args().Slice(), "unable to delete", func(name string) error {
 		_, err := namespacesapi.NewNamespacesClient(s).Delete(ctx, &namespacesapi.DeleteNamespaceRequest{Name: name})
 		if err := ignoreNotFound(err); err != nil { // Compat: one that is not there is named, too
 			return err
 		}
+		if cmd.Bool("cgroup") {
+			if err := removeCgroups(name); err != nil {
+				return err
+			}
+		}
 		output.Line("%s", name)
 		return nil
 	})
+}
+
+// removeCgroups removes the cgroups of a namespace, which is gone: the parents of
+// its containers' in every hierarchy. What still has a process in it is an error.
+func removeCgroups(namespace string) error {
+	// The daemon has answered for the name: it is no path.
+	if namespace != filepath.Base(namespace) || namespace == ".." || namespace == "." {
+		return invalid("--cgroup: %q is not a namespace", namespace)
+	}
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		dirs, _ := filepath.Glob(pattern + namespace) // of a constant pattern
+		for _, dir := range dirs {
+			if _, err := os.Stat(dir + "/cgroup.procs"); err != nil {
+				continue // not a cgroup
+			}
+			errs = append(errs, removeCgroup(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeCgroup(dir string) error {
+	below, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, d := range below {
+		if d.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, d.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the namespace's cgroup: %w", err)
+	}
+	return nil
 }
 
 func labelNamespaceAction(ctx context.Context, cmd *cli.Command, s *session) error {

@@ -138,7 +138,7 @@ func openIO(ctx context.Context, cmd *cli.Command, p process, terminal, attach b
 	}
 	pio := &processIO{pipes: pipes}
 	if attach {
-		err = pio.attach(ctx, p)
+		err = pio.attach(p.closeStdin(ctx))
 	} else {
 		pio.copier, err = procio.Hold(pipes)
 	}
@@ -149,8 +149,17 @@ func openIO(ctx context.Context, cmd *cli.Command, p process, terminal, attach b
 	return pio, nil
 }
 
-// attach joins the pipes with our own streams. With a terminal, ours becomes raw.
-func (pio *processIO) attach(ctx context.Context, p process) (err error) {
+// closeStdin tells the shim that no more input comes, however the command ends.
+func (p process) closeStdin(ctx context.Context) func() {
+	ctx = context.WithoutCancel(ctx)
+	return func() {
+		p.tasks.CloseIO(ctx, &tasksapi.CloseIORequest{ContainerID: p.id, ExecID: p.execID, Stdin: true})
+	}
+}
+
+// attach joins the pipes with our own streams; stdinEOF is called at the end of
+// ours. With a terminal, ours becomes raw.
+func (pio *processIO) attach(stdinEOF func()) (err error) {
 	streams := procio.Streams{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	if pio.pipes.Terminal {
 		if pio.con, err = currentConsole(); err != nil {
@@ -161,10 +170,7 @@ func (pio *processIO) attach(ctx context.Context, p process) (err error) {
 		}
 		streams = procio.Streams{Stdin: pio.con, Stdout: pio.con}
 	}
-	ctx = context.WithoutCancel(ctx)
-	pio.copier, err = procio.Start(pio.pipes, streams, func() {
-		p.tasks.CloseIO(ctx, &tasksapi.CloseIORequest{ContainerID: p.id, ExecID: p.execID, Stdin: true})
-	})
+	pio.copier, err = procio.Start(pio.pipes, streams, stdinEOF)
 	return err
 }
 
@@ -340,7 +346,7 @@ func newTask(ctx context.Context, cmd *cli.Command, s *session, c *created, pio 
 	p := pio.pipes
 	resp, err := tasksapi.NewTasksClient(s).Create(ctx, &tasksapi.CreateTaskRequest{
 		ContainerID: c.record.ID, Rootfs: c.rootfs, Options: opts,
-		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Terminal: p.Terminal,
+		Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, Terminal: p.Terminal, Checkpoint: c.checkpoint,
 	})
 	return resp.GetPid(), err
 }

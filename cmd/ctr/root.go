@@ -16,17 +16,10 @@ func rootCommand() *cli.Command {
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "Print the version", HideDefault: true, Local: true}
 	cli.VersionPrinter = func(cmd *cli.Command) { fmt.Fprintln(cmd.Root().Writer, "ctr", version.Name, cmd.Version) }
 	root := &cli.Command{
-		Name:    "ctr",
-		Usage:   "the command line of Berth, a container runtime daemon",
-		Version: version.Version,
-		Description: "ctr manages images, containers and tasks through the containerd API.\n\n" +
-			"Examples:\n" +
-			"  ctr images pull docker.io/library/alpine:latest\n" +
-			"  ctr run --rm -t docker.io/library/alpine:latest shell sh\n" +
-			"  ctr run -d docker.io/library/alpine:latest web httpd -f\n" +
-			"  ctr tasks ls\n" +
-			"  ctr tasks exec --exec-id e1 -t web sh\n" +
-			"  ctr containers ls --format json",
+		Name:                      "ctr",
+		Usage:                     "the command line of Berth, a container runtime daemon",
+		Version:                   version.Version,
+		Description:               "ctr manages images, containers and tasks through the containerd API.",
 		DisableSliceFlagSeparator: true,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "debug", Usage: "Enable debug output in logs"},
@@ -36,35 +29,48 @@ func rootCommand() *cli.Command {
 			&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "Namespace to use with commands", Value: "default", Sources: cli.EnvVars("CONTAINERD_NAMESPACE")},
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main does that
+		// What is used every day first, then what is used when something is wrong, then
+		// what few need.
 		Commands: []*cli.Command{
-			pluginsCommand(),
-			versionCommand(),
-			containersCommand(),
-			contentCommand(),
-			eventsCommand(),
+			runCommand(),
 			imagesCommand(),
+			containersCommand(),
+			tasksCommand(),
+			logsCommand(),
+			topCommand(),
+			dfCommand(),
+			eventsCommand(),
+
+			doctorCommand(),
+			fsckCommand(),
+			infoCommand(),
+			versionCommand(),
+			pluginsCommand(),
+			deprecationsCommand(),
+
+			snapshotsCommand(),
+			contentCommand(),
 			leasesCommand(),
 			namespacesCommand(),
-			pprofCommand(),
-			runCommand(),
-			snapshotsCommand(),
-			tasksCommand(),
-			installCommand(),
-			ociCommand(),
 			sandboxesCommand(),
-			infoCommand(),
-			deprecationsCommand(),
 			shimCommand(),
+			ociCommand(),
+			installCommand(),
+			pprofCommand(),
 			completionCommand(),
 			completeCommand(),
 		},
 	}
-	prepare(root)
+	prepare(root, "", examplesOf())
 	return root
 }
 
-// prepare gives every command below c what all have in common.
-func prepare(c *cli.Command) {
+// prepare gives c, whose path that is, and every command below it what all have in
+// common.
+func prepare(c *cli.Command, path string, examples map[string][]string) {
+	describe(c, examples[path])
+	// The library writes [options] itself.
+	c.ArgsUsage = strings.TrimSpace(strings.TrimPrefix(c.ArgsUsage, "[flags]"))
 	c.DisableSliceFlagSeparator = true
 	c.OnUsageError = usageError
 	c.CommandNotFound = nil
@@ -72,7 +78,7 @@ func prepare(c *cli.Command) {
 		c.Action = groupAction
 	}
 	for _, sub := range c.Commands {
-		prepare(sub)
+		prepare(sub, strings.TrimSpace(path+" "+sub.Name), examples)
 	}
 }
 
@@ -116,49 +122,4 @@ func parentOf(cmd *cli.Command) *cli.Command {
 		return nil
 	}
 	return line[1]
-}
-
-// didYouMean is ", did you mean X?" when a name is near word, or empty.
-func didYouMean(word string, names []string) string {
-	best, at := "", 1+len(word)/3
-	for _, name := range names {
-		if len(name) < 2 {
-			continue
-		}
-		if strings.HasPrefix(name, word) && len(word) > 1 {
-			return fmt.Sprintf(", did you mean %q?", name)
-		}
-		if d := distance(word, name); d <= at && (best == "" || d < at) {
-			best, at = name, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf(", did you mean %q?", best)
-}
-
-// distance counts the insertions, deletions, replacements and swaps of
-// neighbours that turn a into b.
-func distance(a, b string) int {
-	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		row[0] = i + 1
-		for j := range len(b) {
-			d := last[j]
-			if a[i] != b[j] {
-				d++
-			}
-			d = min(d, last[j+1]+1, row[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				d = min(d, before[j-1]+1)
-			}
-			row[j+1] = d
-		}
-		before, last, row = last, row, before
-	}
-	return last[len(b)]
 }

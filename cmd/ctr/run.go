@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"berth/cmd/ctr/output"
+
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sync/errgroup"
@@ -14,15 +16,10 @@ import (
 func runCommand() *cli.Command {
 	two := 2
 	return &cli.Command{
-		Name:      "run",
-		Usage:     "Run a container",
-		ArgsUsage: "[flags] Image|RootFS ID [COMMAND] [ARG...]",
-		Description: "Makes a container from an image, starts it, and waits for it; ctr exits with its status.\n\n" +
-			"Examples:\n" +
-			"  ctr run --rm docker.io/library/alpine:latest hello echo hello\n" +
-			"  ctr run --rm -t docker.io/library/alpine:latest shell sh\n" +
-			"  ctr run -d --env PORT=80 --memory-limit 67108864 docker.io/library/nginx:latest web\n" +
-			"  ctr run --rm --mount type=bind,src=/srv,dst=/srv,options=rbind:ro docker.io/library/alpine:latest list ls /srv",
+		Name:         "run",
+		Usage:        "Run a container",
+		ArgsUsage:    "[flags] Image|RootFS ID [COMMAND] [ARG...]",
+		Description:  "Makes a container from an image, starts it, and waits for it; ctr exits with its status.",
 		Flags:        append(runFlags(), createFlags()...),
 		StopOnNthArg: &two,
 		Action:       withSession(runAction),
@@ -40,6 +37,15 @@ func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
 	req, err := parseCreation(cmd, s.namespace)
 	if err != nil {
 		return err
+	}
+	var net *network
+	if req.cni {
+		if cmd.Bool("net-host") {
+			return invalid("--cni and --net-host exclude each other")
+		}
+		if net, err = openNetwork(); err != nil {
+			return err
+		}
 	}
 	ctx, front, stop := interruptible(ctx)
 	defer stop()
@@ -67,6 +73,10 @@ func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
 			return fmt.Errorf("--dump-config: %w", err)
 		}
 	}
+	if net != nil && !ownsNetwork(c.spec) {
+		return invalid("--cni: the container's spec has no network namespace of its own")
+	}
+	c.network = net
 	status, ran, err := runTask(ctx, cmd, s, front, c, detach)
 	if err != nil {
 		return interrupted(ctx, err)
@@ -96,7 +106,22 @@ func runTask(ctx context.Context, cmd *cli.Command, s *session, front *foregroun
 		pio.close(true)
 		return 0, false, startError(err)
 	}
-	beforeStart := func() error { return writePID(cmd.String("pid-file"), pid) }
+	attached := false
+	beforeStart := func() error {
+		if err := writePID(cmd.String("pid-file"), pid); err != nil || c.network == nil {
+			return err
+		}
+		err := c.network.attach(ctx, s, c.record.ID, pid)
+		attached = err == nil
+		return err
+	}
+	defer func() {
+		if attached && (!detach || !started) {
+			if e := c.network.detach(ctx, s, c.record.ID); e != nil {
+				output.Warn("%v", e)
+			}
+		}
+	}()
 	if !detach {
 		status, err = runProcess(ctx, front, p, pio, func() error { started = true; return beforeStart() })
 		pio.close(true)

@@ -34,9 +34,18 @@ import (
 func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name: "events", Aliases: []string{"event"}, Usage: "Display containerd events", ArgsUsage: "[<filter>, ...]",
-		Description: "Examples:\n  ctr events\n  ctr events 'topic~=/tasks/'",
+		Description: "Prints what happens until it is interrupted. Any of the filters is enough.",
+		Flags:       []cli.Flag{formatFlag()},
 		Action:      withSession(eventsAction),
 	}
+}
+
+// eventView is an event as --format shows it.
+type eventView struct {
+	Time      time.Time
+	Namespace string
+	Topic     string
+	Event     any
 }
 
 // eventsAction prints what happens until it is interrupted.
@@ -50,12 +59,19 @@ func eventsAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		if err != nil {
 			return err
 		}
-		body, err := json.Marshal(decodeAny(e.Event))
+		v := eventView{e.Timestamp.AsTime(), e.Namespace, e.Topic, decodeAny(e.Event)}
+		if format := cmd.String("format"); format != "" && format != "table" {
+			if err := output.Row(format, v); err != nil {
+				return err
+			}
+			continue
+		}
+		body, err := json.Marshal(v.Event)
 		if err != nil {
 			output.Warn("event %s: %v", e.Topic, err)
 			continue
 		}
-		fmt.Println(e.Timestamp.AsTime(), e.Namespace, e.Topic, string(body))
+		fmt.Println(v.Time, v.Namespace, v.Topic, string(body))
 	}
 }
 
@@ -148,7 +164,7 @@ func infoCommand() *cli.Command {
 
 func deprecationsCommand() *cli.Command {
 	return &cli.Command{
-		Name: "deprecations",
+		Name: "deprecations", Usage: "Show what the daemon warns of",
 		Commands: []*cli.Command{{
 			Name: "list", Usage: "Print warnings for deprecations",
 			Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: "output format to use (Examples: 'default', 'json')"}},
@@ -187,7 +203,7 @@ func ociCommand() *cli.Command {
 		Name: "oci", Usage: "OCI tools",
 		Commands: []*cli.Command{{
 			Name: "spec", Usage: "See the output of the default OCI spec",
-			Flags: []cli.Flag{&cli.StringFlag{Name: "platform", Usage: "Platform of the spec to print (Examples: 'linux/arm64', 'windows/amd64')"}},
+			Flags: []cli.Flag{&cli.StringFlag{Name: "platform", Usage: "Platform of the spec to print (Examples: 'linux/arm64', 'windows/amd64')"}, formatFlag()},
 			Action: func(_ context.Context, cmd *cli.Command) error {
 				if name := cmd.String("platform"); name != "" {
 					p, err := platforms.Parse(name)
@@ -198,7 +214,7 @@ func ociCommand() *cli.Command {
 						return fmt.Errorf("--platform %s: specs are generated for linux only", name)
 					}
 				}
-				return output.JSON(spec.Default(cmd.String("namespace"), "", spec.ThrottlePaths()))
+				return output.One(cmd.String("format"), spec.Default(cmd.String("namespace"), "", spec.ThrottlePaths()))
 			},
 		}},
 	}
@@ -217,7 +233,7 @@ func pluginsCommand() *cli.Command {
 				},
 				Action: withSession(listPluginsAction),
 			},
-			{Name: "inspect-runtime", Usage: "Display runtime info", ArgsUsage: "[flags]", Flags: runtimeFlags(), Action: withSession(inspectRuntimeAction)},
+			{Name: "inspect-runtime", Usage: "Display runtime info", ArgsUsage: "[flags]", Flags: append(runtimeFlags(), formatFlag()), Action: withSession(inspectRuntimeAction)},
 		},
 	}
 }
@@ -349,5 +365,5 @@ func inspectRuntimeAction(ctx context.Context, cmd *cli.Command, s *session) err
 			return fmt.Errorf("features of runtime %s: %w", info.Name, err)
 		}
 	}
-	return output.JSON(v)
+	return output.One(cmd.String("format"), v)
 }

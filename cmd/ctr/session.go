@@ -61,13 +61,16 @@ func withSession(fn func(ctx context.Context, cmd *cli.Command, s *session) erro
 			return err
 		}
 		defer end()
-		return fn(ctx, cmd, s)
+		return s.suggest(ctx, cmd, fn(ctx, cmd, s))
 	}
 }
 
-// withNamespace makes calls happen in a namespace.
+// withNamespace makes calls happen in a namespace, and no longer in another.
 func withNamespace(ctx context.Context, name string) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", name)
+	md, _ := metadata.FromOutgoingContext(ctx)
+	md = md.Copy()
+	md.Set("containerd-namespace", name)
+	return metadata.NewOutgoingContext(ctx, md)
 }
 
 // withLease makes calls belong to a lease.
@@ -148,11 +151,19 @@ func connectError(path string, err error) error {
 		reason = err.Error()
 		advice = "check --address and CONTAINERD_ADDRESS"
 	}
-	return fmt.Errorf("cannot connect to containerd at %s: %s: %s", path, reason, advice)
+	return unreachable{path, reason, advice}
+}
+
+// unreachable says which socket was tried, why that failed, and what to do.
+type unreachable struct{ path, reason, advice string }
+
+func (u unreachable) Error() string {
+	return fmt.Sprintf("cannot connect to containerd at %s: %s: %s", u.path, u.reason, u.advice)
 }
 
 func nativeErrors(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return errgrpc.ToNative(invoke(ctx, method, req, reply, cc, opts...))
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	return explain(method, err, errgrpc.ToNative(err))
 }
 
 func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -165,17 +176,20 @@ func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.Cli
 func nativeStreamErrors(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	s, err := streamer(ctx, desc, cc, method, opts...)
 	if err != nil {
-		return nil, errgrpc.ToNative(err)
+		return nil, explain(method, err, errgrpc.ToNative(err))
 	}
-	return nativeStream{s}, nil
+	return nativeStream{s, method}, nil
 }
 
-type nativeStream struct{ grpc.ClientStream }
+type nativeStream struct {
+	grpc.ClientStream
+	method string
+}
 
 func (s nativeStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return errgrpc.ToNative(err)
+	return explain(s.method, err, errgrpc.ToNative(err))
 }

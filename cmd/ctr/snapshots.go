@@ -15,8 +15,10 @@ import (
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	mountsapi "github.com/containerd/containerd/api/services/mounts/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
@@ -218,17 +220,29 @@ func printMounts(target string, mounts []*types.Mount) {
 }
 
 func printSnapshotMounts(ctx context.Context, cmd *cli.Command, sn snapshotter) error {
-	if err := notYet(cmd, "temp"); err != nil {
-		return err
-	}
 	if err := needArgs(cmd, "the directory to mount at", "a snapshot key"); err != nil {
 		return err
 	}
-	resp, err := sn.Mounts(ctx, &snapshotsapi.MountsRequest{Snapshotter: sn.name, Key: cmd.Args().Get(1)})
+	target, key := cmd.Args().First(), cmd.Args().Get(1)
+	resp, err := sn.Mounts(ctx, &snapshotsapi.MountsRequest{Snapshotter: sn.name, Key: key})
 	if err != nil {
 		return err
 	}
-	printMounts(cmd.Args().First(), resp.Mounts)
+	mounts := resp.Mounts
+	// Mounts that the kernel does not know by itself are prepared by the daemon; it
+	// says when there is nothing to prepare. Compat: the name of the activation.
+	active, err := mountsapi.NewMountsClient(sn.s).Activate(ctx, &mountsapi.ActivateRequest{
+		Name: "ctr" + key, Mounts: mounts, Temporary: cmd.Bool("temp"),
+	})
+	switch {
+	case err == nil:
+		mounts = active.Info.System
+	case !errdefs.IsNotImplemented(err):
+		return fmt.Errorf("activating the mounts of %s: %w", key, err)
+	case cmd.Bool("temp"):
+		return fmt.Errorf("--temp: the daemon does not mount snapshots of %s by itself: %w", sn.name, err)
+	}
+	printMounts(target, mounts)
 	return nil
 }
 

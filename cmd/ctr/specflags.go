@@ -6,13 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"berth/internal/spec"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
 )
@@ -38,8 +36,8 @@ func specFromFlags(cmd *cli.Command, namespace, id string, args []string) (spec.
 		Args: args, Cwd: cmd.String("cwd"), User: cmd.String("user"), Terminal: cmd.Bool("tty"),
 		Hostname: cmd.String("hostname"), ReadonlyRootfs: cmd.Bool("read-only"),
 		NewPrivileges: cmd.IsSet("allow-new-privs"), RootPropagation: cmd.String("rootfs-propagation"),
-		RDTClass: cmd.String("rdt-class"), ApparmorProfile: cmd.String("apparmor-profile"),
-		AddCaps: cmd.StringSlice("cap-add"), DropCaps: cmd.StringSlice("cap-drop"),
+		RDTClass: cmd.String("rdt-class"),
+		AddCaps:  cmd.StringSlice("cap-add"), DropCaps: cmd.StringSlice("cap-drop"),
 		Resources: spec.Resources{
 			CPUs: cmd.String("cpuset-cpus"), Mems: cmd.String("cpuset-mems"), Memory: cmd.Uint64("memory-limit"),
 		},
@@ -50,7 +48,7 @@ func specFromFlags(cmd *cli.Command, namespace, id string, args []string) (spec.
 		c.CgroupsPath = &path
 	}
 	for _, set := range []func(*cli.Command, *spec.Container) error{
-		setEnv, setMounts, setPrivileges, setSeccomp, setCPU, setNamespaces, setDevices, setLimits, setAnnotations,
+		setEnv, setMounts, setPrivileges, setSeccomp, setApparmor, setCPU, setBlockIO, setNamespaces, setDevices, setLimits, setAnnotations,
 	} {
 		if err := set(cmd, &c); err != nil {
 			return c, err
@@ -238,11 +236,11 @@ func parseIDMaps(flag string, values []string) ([]specs.LinuxIDMapping, error) {
 	return out, nil
 }
 
-func setDevices(cmd *cli.Command, c *spec.Container) error {
+func setDevices(cmd *cli.Command, c *spec.Container) (err error) {
 	for _, path := range cmd.StringSlice("device") {
-		// vendor.com/class=name is a device of the Container Device Interface.
-		if strings.Contains(path, "=") && !filepath.IsAbs(path) {
-			return fmt.Errorf("--device %s: CDI devices are not supported yet by this version of ctr: %w", path, errdefs.ErrNotImplemented)
+		if spec.IsCDI(path) {
+			c.CDIDevices = append(c.CDIDevices, path)
+			continue
 		}
 		devs, err := spec.Devices(path)
 		if err != nil {
@@ -250,7 +248,50 @@ func setDevices(cmd *cli.Command, c *spec.Container) error {
 		}
 		c.Devices = append(c.Devices, devs...)
 	}
+	gpus := cmd.IntSlice("gpus")
+	if len(c.CDIDevices) == 0 && len(gpus) == 0 {
+		return nil
+	}
+	if c.CDI, err = spec.OpenInventory(); err != nil || len(gpus) == 0 {
+		return err
+	}
+	names, err := c.CDI.GPUs(gpus...)
+	if err != nil {
+		return fmt.Errorf("--gpus: %w", err)
+	}
+	c.CDIDevices = append(c.CDIDevices, names...)
 	return nil
+}
+
+func setBlockIO(cmd *cli.Command, c *spec.Container) (err error) {
+	file, class := cmd.String("blockio-config-file"), cmd.String("blockio-class")
+	var classes spec.BlockIOClasses
+	if file != "" {
+		if classes, err = spec.ReadBlockIO(file); err != nil {
+			return fmt.Errorf("--blockio-config-file: %w", err)
+		}
+	}
+	if class == "" {
+		return nil
+	}
+	if file == "" {
+		return invalid("--blockio-class %s needs --blockio-config-file, which defines the classes", class)
+	}
+	c.Resources.BlockIO, err = classes.Class(class)
+	return err
+}
+
+func setApparmor(cmd *cli.Command, c *spec.Container) error {
+	c.ApparmorProfile = cmd.String("apparmor-profile")
+	name := cmd.String("apparmor-default-profile")
+	if name == "" {
+		return nil
+	}
+	if c.ApparmorProfile != "" {
+		return invalid("--apparmor-profile and --apparmor-default-profile exclude each other")
+	}
+	c.ApparmorProfile = name
+	return spec.LoadApparmor(name)
 }
 
 func setLimits(cmd *cli.Command, c *spec.Container) error {

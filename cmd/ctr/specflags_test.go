@@ -38,7 +38,7 @@ func buildSpec(t *testing.T, root string, args ...string) (*specs.Spec, error) {
 		out, err = spec.Build(req.flags)
 		return err
 	}
-	prepare(cmd)
+	prepare(cmd, "run", nil)
 	return out, cmd.Run(t.Context(), append([]string{"run"}, args...))
 }
 
@@ -172,10 +172,13 @@ func TestBadRunFlags(t *testing.T) {
 		{"--uidmap 1:2 --gidmap 1:2:3 i c", "container-id:host-id:length"},
 		{"--annotation x i c", "key=value"},
 		{"--device /nonexistent i c", "no such file"},
-		{"--device vendor.com/gpu=0 i c", "CDI devices are not supported yet"},
+		{"--device vendor.com/gpu=0 i c", "describes the device vendor.com/gpu=0"},
 		{"--device /etc/passwd i c", "not a device node"},
-		{"--gpus 0 i c", "not supported yet"},
-		{"--cni i c", "not supported yet"},
+		{"--gpus 0 i c", "nvidia-ctk"},
+		{"--blockio-class x i c", "needs --blockio-config-file"},
+		{"--blockio-config-file /nonexistent i c", "no such file"},
+		{"--apparmor-profile a --apparmor-default-profile b i c", "exclude each other"},
+		{"--apparmor-default-profile a/b i c", "no name for an AppArmor profile"},
 		{"--privileged-without-host-devices i c", "needs --privileged"},
 		{"--user nobodyknows i c", "is not in the image's /etc/passwd"},
 		{"--user 1:2:3 i c", "more than one colon"},

@@ -17,6 +17,7 @@ import (
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -39,7 +40,7 @@ func tasksCommand() *cli.Command {
 					&cli.StringFlag{Name: "image-path", Usage: "Path to criu image files"},
 					&cli.StringFlag{Name: "work-path", Usage: "Path to criu work files and logs"},
 				},
-				Action: notYetAction("checkpointing tasks"),
+				Action: withSession(checkpointTaskAction),
 			},
 			{
 				Name: "delete", Aliases: []string{"del", "remove", "rm"}, Usage: "Delete one or more tasks", ArgsUsage: "CONTAINER [CONTAINER, ...]",
@@ -51,7 +52,7 @@ func tasksCommand() *cli.Command {
 			},
 			{
 				Name: "exec", Usage: "Execute additional processes in an existing container", ArgsUsage: "[flags] CONTAINER CMD [ARG...]",
-				Description: "Example:\n  ctr tasks exec --exec-id e1 -t web sh",
+				Description: "Runs a command beside the container's own process; ctr exits with its status. Names of execs are free again when they have ended.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "cwd", Usage: "Working directory of the new process"},
 					&cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "Allocate a TTY for the container"},
@@ -80,7 +81,7 @@ func tasksCommand() *cli.Command {
 			},
 			{
 				Name: "metrics", Aliases: []string{"metric"}, Usage: "Get a single data point of metrics for a task with the built-in Linux runtime", ArgsUsage: "CONTAINER",
-				Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: `"table" or "json"`, Value: "table"}},
+				Flags:  []cli.Flag{&cli.StringFlag{Name: "format", Usage: `"table", "json", or a Go template`, Value: "table"}},
 				Action: withSession(metricsAction),
 			},
 			{Name: "pause", Usage: "Pause an existing container", ArgsUsage: "CONTAINER", Action: withSession(pauseAction)},
@@ -249,7 +250,7 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	defer stop()
 	pio := &processIO{pipes: &procio.Pipes{Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr, Terminal: state.Terminal}}
 	defer pio.close(false)
-	if err := pio.attach(ctx, p); err != nil {
+	if err := pio.attach(p.closeStdin(ctx)); err != nil {
 		return err
 	}
 	pio.copier.Started()
@@ -290,10 +291,16 @@ func deleteTasksAction(ctx context.Context, cmd *cli.Command, s *session) error 
 	}
 	return forEach(cmd.Args().Slice(), "unable to delete task", func(id string) error {
 		status, err := remove(s.process(id, ""))
-		if err == nil && status != 0 {
+		if err != nil {
+			return err
+		}
+		if status != 0 {
 			output.Warn("task %s exited with status %d", id, status)
 		}
-		return err
+		if c, err := getContainer(ctx, s, id); err == nil {
+			detachStopped(ctx, s, c)
+		}
+		return nil
 	})
 }
 
@@ -383,19 +390,24 @@ type taskView struct {
 	ExitStatus uint32
 }
 
-func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+func listTasks(ctx context.Context, s *session) ([]*task.Process, error) {
 	resp, err := tasksapi.NewTasksClient(s).List(ctx, &tasksapi.ListTasksRequest{})
+	return resp.GetTasks(), err
+}
+
+func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+	list, err := listTasks(ctx, s)
 	if err != nil {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, t := range resp.Tasks {
+		for _, t := range list {
 			output.Line("%s", t.ID)
 		}
 		return nil
 	}
-	rows := make([]taskView, len(resp.Tasks))
-	for i, t := range resp.Tasks {
+	rows := make([]taskView, len(list))
+	for i, t := range list {
 		rows[i] = taskView{ID: t.ID, PID: t.Pid, Status: t.Status.String(), ExitStatus: t.ExitStatus}
 	}
 	return output.List(cmd.String("format"), rows, output.Wide, "TASK\tPID\tSTATUS\t", func(t taskView) string {

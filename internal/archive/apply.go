@@ -52,7 +52,8 @@ type Applied struct {
 // Nothing outside root is ever touched: symbolic links, those of the archive
 // and those that were there before, are followed as if root were "/". A failure
 // leaves what was unpacked before it. errdefs.ErrInvalidArgument when it is the
-// archive's fault; errdefs.ErrFailedPrecondition when an entry is a hard link
+// archive's fault, as when a name, or a symbolic link on the way to it, climbs
+// above root; errdefs.ErrFailedPrecondition when an entry is a hard link
 // to a file that is not below root.
 func Apply(ctx context.Context, root string, r io.Reader, opts ApplyOptions) (Applied, error) {
 	rootFrame, err := openRoot(root)

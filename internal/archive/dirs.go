@@ -13,7 +13,8 @@ import (
 // entry was. Archives come depth first, so the next entry needs one or two
 // steps from there instead of a walk of its whole path; and no step leaves the
 // root, for every one of them opens a single component without following it.
-// Symbolic links are followed by hand, as if the root were "/".
+// Symbolic links are followed by hand, as if the root were "/"; one that climbs
+// above it is an error.
 type dirs struct {
 	frames []frame  // frames[0] is the root
 	last   string   // the path that led to the top frame
@@ -112,8 +113,11 @@ func (d *dirs) walk(rest string) (plain bool, err error) {
 		switch name {
 		case "", ".":
 			continue
-		case "..": // out of a symbolic link; the root is its own parent
-			d.cut(max(1, len(d.frames)-1))
+		case "..": // out of a symbolic link
+			if len(d.frames) == 1 {
+				return false, fmt.Errorf("a symbolic link in its path leads out of the root: %w", errdefs.ErrInvalidArgument)
+			}
+			d.cut(len(d.frames) - 1)
 			continue
 		}
 		target, err := d.step(name)

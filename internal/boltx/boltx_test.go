@@ -14,7 +14,7 @@ import (
 
 func open(t testing.TB) *DB {
 	t.Helper()
-	db, err := Open(filepath.Join(t.TempDir(), "test.db"))
+	db, err := Open(filepath.Join(t.TempDir(), "test.db"), "test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,10 +49,12 @@ func TestCorpus(t *testing.T) {
 			if b.String() != string(want) {
 				t.Errorf("%s means\n%s\nnot what %s says", file, b.String(), golden)
 			}
-			again := Default()
-			ws, _, err := again.Decode("dump", data)
-			if err != nil || len(ws) > 0 {
-				t.Errorf("its dump cannot be read: %v, %v", err, ws)
+			again, _, err := Parse("dump", data)
+			if err != nil {
+				t.Fatalf("its dump cannot be read: %v", err)
+			}
+			if second, err := again.TOML(); err != nil || string(second) != string(data) {
+				t.Errorf("its dump means something else: %v\n%s", err, second)
 			}
 		})
 	}
@@ -61,20 +63,22 @@ func TestCorpus(t *testing.T) {
 func TestRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ file, message string }{
 		"not TOML":           {"root = \n", "x.toml:1:"},
-		"number for string":  {"version = 2\nroot = 5\n", "x.toml:2:8: root"},
-		"string for number":  {"version = 2\noom_score = \"low\"\n", "x.toml:2:13: oom_score"},
+		"number for string":  {"version = 2\nroot = 5\n", "x.toml:2:1: root"},
+		"string for number":  {"version = 2\noom_score = \"low\"\n", "x.toml:2:1: oom_score"},
 		"bad duration":       {"[plugins.'io.containerd.gc.v1.scheduler']\nschedule_delay = \"soon\"\n", "x.toml:2:"},
 		"table for value":    {"[root]\na = 1\n", "x.toml:1:"},
 		"version too new":    {"version = 5\n", "equal to or less than `4`, got `5`"},
 		"negative version":   {"version = -1\n", "got `-1`"},
 		"short plugin name":  {"version = 2\ndisabled_plugins = [\"cri\"]\n", `"cri" is not a full plugin name`},
 		"same directories":   {"version = 2\nroot = \"/a\"\nstate = \"/a/\"\n", "must be different"},
-		"no root":            {"root = \"\"\n", "root: a directory must be given"},
 		"oom score":          {"oom_score = 2000\n", "oom_score: 2000"},
 		"log format":         {"[debug]\nformat = \"xml\"\n", `"xml" is neither text nor json`},
 		"sharing policy":     {"[plugins.'io.containerd.metadata.v1.bolt']\ncontent_sharing_policy = \"open\"\n", `"open" is neither`},
 		"pause threshold":    {"[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.9\n", "pause_threshold: 0.9"},
-		"missing differ":     {"[plugins.'io.containerd.service.v1.diff-service']\ndefault = [\"erofs\"]\n", "needed differ not loaded"},
+		"no differ":          {"[plugins.'io.containerd.service.v1.diff-service']\ndefault = []\n", "there must be a differ"},
+		"log level":          {"[debug]\nlevel = \"loud\"\n", "x.toml:2:1: configuration: debug.level"},
+		"proxy's type":       {"[proxy_plugins.p]\ntype = \"runtime\"\naddress = \"/x\"\n", "x.toml:2:1: configuration: proxy_plugins.p.type"},
+		"half of TLS":        {"version = 4\n[plugins.'io.containerd.server.v1.grpc-tcp']\naddress = \"x:1\"\ntls_cert = \"/c\"\n", "x.toml:4:1:"},
 		"one socket for two": {"version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = \"/a\"\n[plugins.'io.containerd.server.v1.ttrpc']\naddress = \"/a\"\n", "gRPC socket already"},
 		"import of nothing":  {"imports = [\"missing.toml\"]\n", "missing.toml"},
 		"bad import pattern": {"imports = [\"[*\"]\n", "import"},
@@ -160,16 +164,20 @@ func FuzzDecode(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := Default()
-		if _, _, err := c.Decode("fuzz", data); err != nil || c.Check() != nil {
+		c, _, err := Parse("fuzz", data)
+		if err != nil {
 			return
 		}
 		dump, err := c.TOML()
 		if err != nil {
 			t.Fatalf("cannot be written: %v", err)
 		}
-		if _, _, err := Default().Decode("dump", dump); err != nil {
+		again, _, err := Parse("dump", dump)
+		if err != nil {
 			t.Fatalf("dump cannot be read: %v\n%s", err, dump)
+		}
+		if second, err := again.TOML(); err != nil || string(second) != string(dump) {
+			t.Fatalf("a dump of the dump differs: %v\n%s\n%s", err, dump, second)
 		}
 	})
 }

@@ -1,39 +1,32 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
 )
 
-// Warning is something in a file that is ignored.
-type Warning struct {
-	File        string
-	Row, Column int
-	Text        string
-}
+// maxFile bounds a file in bytes.
+const maxFile = 8 << 20
 
-func (w Warning) String() string {
-	return fmt.Sprintf("%s:%d:%d: %s", w.File, w.Row, w.Column, w.Text)
-}
-
-// Load reads the file at path and what it imports over the defaults.
-// errdefs.ErrInvalidArgument with file, row and column when one cannot be
-// understood; an error that is fs.ErrNotExist when there is no such file.
+// Load reads the file at path and what it imports over the defaults. The
+// warnings are of what has no effect, each with its place.
+// errdefs.ErrInvalidArgument, with file, row and column, when something cannot
+// be understood; an error that is fs.ErrNotExist when there is no such file.
 func Load(path string) (*Config, []Warning, error) {
-	c := Default()
+	all := newTable(place{path, 1, 1})
 	var (
 		warnings []Warning
-		pending  = []string{path}
+		pending  = []string{filepath.Clean(path)}
 		loaded   = make(map[string]bool)
-		imports  []string
 	)
 	for len(pending) > 0 {
 		next := pending[0]
@@ -42,144 +35,227 @@ func Load(path string) (*Config, []Warning, error) {
 			continue // files may import each other
 		}
 		loaded[next] = true
-		data, err := os.ReadFile(next)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read the configuration: %w", err)
-		}
-		ws, more, err := c.Decode(next, data)
+		root, ws, err := readFile(next)
 		if err != nil {
 			return nil, nil, err
 		}
 		warnings = append(warnings, ws...)
-		imports = joined(imports, more)
-		found, err := resolveImports(next, more)
+		found, err := resolveImports(next, root.table["imports"])
 		if err != nil {
 			return nil, nil, err
 		}
 		pending = append(pending, found...)
+		merge(all, root)
 	}
-	c.Imports = imports
-	if err := c.Check(); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	return fromTree(all, warnings)
+}
+
+// Migrate reads the file at path alone, without what it imports, for it to be
+// written in the newest version.
+func Migrate(path string) (*Config, []Warning, error) {
+	root, warnings, err := readFile(path)
+	if err != nil {
+		return nil, nil, err
 	}
-	return c, warnings, nil
+	all := newTable(root.place)
+	merge(all, root)
+	return fromTree(all, warnings)
+}
+
+// Parse reads a configuration from memory; imports are named, not followed.
+func Parse(name string, data []byte) (*Config, []Warning, error) {
+	root, warnings, err := parseFile(name, data)
+	if err != nil {
+		return nil, nil, err
+	}
+	all := newTable(root.place)
+	merge(all, root)
+	return fromTree(all, warnings)
+}
+
+func readFile(path string) (*node, []Warning, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, nil, fmt.Errorf("%s has more than %d bytes, which is no configuration: %w", path, maxFile, errdefs.ErrInvalidArgument)
+	}
+	return parseFile(path, data)
+}
+
+// parseFile reads one file into the shape of the newest version.
+func parseFile(name string, data []byte) (*node, []Warning, error) {
+	root, err := parse(name, data)
+	if err != nil {
+		return nil, nil, err
+	}
+	version, err := versionOf(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings := migrate(root, version)
+	delete(root.table, "version")
+	return root, warnings, nil
 }
 
 // resolveImports finds the files that patterns mean; relative ones start where
 // the file is that has them. A pattern may match nothing, a name may not.
-func resolveImports(parent string, patterns []string) ([]string, error) {
+func resolveImports(parent string, imports *node) ([]string, error) {
+	if imports == nil {
+		return nil, nil
+	}
 	var out []string
-	for _, p := range patterns {
+	for _, n := range imports.list {
+		p, ok := n.value.(string)
+		if !ok {
+			return nil, fmt.Errorf("%s: imports: the name of a file expected, found %s: %w", imports.place, n.kind(), errdefs.ErrInvalidArgument)
+		}
 		if !filepath.IsAbs(p) {
 			p = filepath.Join(filepath.Dir(parent), p)
 		}
 		p = filepath.Clean(p)
 		if !strings.Contains(p, "*") {
+			if _, err := os.Stat(p); err != nil {
+				return nil, fmt.Errorf("%s: imports: %w; create the file, or take it off the list", imports.place, err)
+			}
 			out = append(out, p)
 			continue
 		}
 		found, err := filepath.Glob(p)
 		if err != nil {
-			return nil, fmt.Errorf("%s: import %q: %v: %w", parent, p, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("%s: imports: %q: %v: %w", imports.place, p, err, errdefs.ErrInvalidArgument)
 		}
 		out = append(out, found...)
 	}
 	return out, nil
 }
 
-// head is what must be known of a file before the rest makes sense.
-type head struct {
-	Version int            `toml:"version"`
-	Imports []string       `toml:"imports"`
-	Plugins map[string]any `toml:"plugins"`
-}
-
-// Decode reads one file over c and returns what it imports. The name stands in
-// messages.
-func (c *Config) Decode(name string, data []byte) (warnings []Warning, imports []string, err error) {
-	var h head
-	if err := toml.Unmarshal(data, &h); err != nil {
-		return nil, nil, placed(name, err)
-	}
-	if h.Version < 0 || h.Version > Version {
-		return nil, nil, fmt.Errorf("%s: %w", name, invalid("version", "expected containerd config version equal to or less than `%d`, got `%d`", Version, h.Version))
-	}
-	disabled, required, kept := c.DisabledPlugins, c.RequiredPlugins, c.Imports
-	c.DisabledPlugins, c.RequiredPlugins = nil, nil
-
-	if h.Version <= 1 {
-		c.Plugins.aliasShort()
-	}
-	d := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-	if err := d.Decode(c); err != nil {
-		unknown, ok := errors.AsType[*toml.StrictMissingError](err)
-		if !ok {
-			return nil, nil, placed(name, err)
-		}
-		for _, e := range unknown.Errors {
-			row, column := e.Position()
-			warnings = append(warnings, Warning{name, row, column, fmt.Sprintf("unknown key %q is ignored", strings.Join(e.Key(), "."))})
-		}
-	}
-	warnings = append(warnings, c.moveLegacy(name, h)...)
-	c.DisabledPlugins = joined(disabled, fullNames(h.Version, c.DisabledPlugins))
-	c.RequiredPlugins = joined(required, fullNames(h.Version, c.RequiredPlugins))
-	c.Imports = kept
-	c.Version = Version
-	return warnings, h.Imports, nil
-}
-
-// placed says where in a file a mistake is.
-func placed(name string, err error) error {
-	if d, ok := errors.AsType[*toml.DecodeError](err); ok {
-		row, column := d.Position()
-		where := ""
-		if key := strings.Join(d.Key(), "."); key != "" {
-			where = key + ": "
-		}
-		return fmt.Errorf("%s:%d:%d: %s%s: %w", name, row, column, where, strings.TrimPrefix(d.Error(), "toml: "), errdefs.ErrInvalidArgument)
-	}
-	return fmt.Errorf("%s: %v: %w", name, err, errdefs.ErrInvalidArgument)
-}
-
-// joined appends what is new.
-func joined(to, more []string) []string {
-	for _, s := range more {
-		if !slices.Contains(to, s) {
-			to = append(to, s)
-		}
-	}
-	return to
-}
-
-// fullNames expands the names of version 1.
-func fullNames(version int, names []string) []string {
-	if version > 1 {
-		return names
-	}
-	out := slices.Clone(names)
-	for i, name := range out {
-		for _, n := range shortNames {
-			if n.short == name {
-				out[i] = n.full
-			}
-		}
-	}
-	return out
-}
-
-// Migrate reads the file at path alone, without what it imports, for it to be
-// written in the newest version.
-func Migrate(path string) (*Config, []Warning, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the configuration: %w", err)
-	}
+// fromTree lays a tree over the defaults and checks the result.
+func fromTree(all *node, warnings []Warning) (*Config, []Warning, error) {
 	c := Default()
-	warnings, imports, err := c.Decode(path, data)
+	dropZero(all)
+	normalise(all)
+	// These are replaced by name, never entered.
+	for name := range tableOf(all, "stream_processors") {
+		delete(c.StreamProcessors, name)
+	}
+	warnings = append(warnings, c.others(all)...)
+	var d decoder
+	imports := c.Imports
+	err := d.decode(all, c)
+	warnings = append(warnings, d.warnings...)
 	if err != nil {
 		return nil, nil, err
 	}
+	for _, i := range c.Imports {
+		if !slices.Contains(imports, i) {
+			imports = append(imports, i)
+		}
+	}
 	c.Imports = imports
-	return c, warnings, c.Check()
+	c.placeTTRPC(all.at("plugins", pluginTTRPC, "address") != nil)
+	if err := c.Check(); err != nil {
+		if k, ok := errors.AsType[*keyError](err); ok {
+			if n := all.at(k.key...); n != nil {
+				err = fmt.Errorf("%s: %w", n.place, err)
+			} else {
+				err = fmt.Errorf("%s: %w", all.place, err)
+			}
+		}
+		return nil, nil, err
+	}
+	warnings = append(warnings, c.idle(all)...)
+	slices.SortStableFunc(warnings, func(a, b Warning) int {
+		if a.File != b.File {
+			return strings.Compare(a.File, b.File)
+		}
+		return a.Row - b.Row
+	})
+	return c, warnings, nil
+}
+
+func tableOf(root *node, key string) map[string]*node {
+	if n := root.table[key]; n != nil {
+		return n.table
+	}
+	return nil
+}
+
+// dropZero removes values of the top level that say nothing: as containerd
+// has it, root = "" leaves the default.
+func dropZero(all *node) {
+	for key, n := range all.table {
+		if n.table == nil && n.list == nil && n.isZero() {
+			delete(all.table, key)
+		}
+	}
+	for name, n := range tableOf(all, "timeouts") {
+		if n.value == "" {
+			delete(all.table["timeouts"].table, name)
+		}
+	}
+}
+
+// normalise gives renamed plugins of the lists their names of now.
+func normalise(all *node) {
+	names := renamed()
+	for _, key := range []string{"disabled_plugins", "required_plugins"} {
+		n := all.table[key]
+		if n == nil {
+			continue
+		}
+		for _, e := range n.list {
+			if s, ok := e.value.(string); ok && names[s] != "" {
+				e.value = names[s]
+			}
+		}
+	}
+}
+
+// others takes the tables of plugins that are not of this daemon out of the
+// tree and keeps them in c, so that they are written again.
+func (c *Config) others(all *node) []Warning {
+	known := fieldsOf(reflect.ValueOf(&c.Plugins).Elem())
+	plugins := tableOf(all, "plugins")
+	var warnings []Warning
+	for _, name := range slices.Sorted(maps.Keys(plugins)) {
+		if _, ok := known[name]; ok {
+			continue
+		}
+		n := plugins[name]
+		delete(plugins, name)
+		if n.table == nil {
+			warnings = append(warnings, n.warning("unknown key %q is ignored: [plugins] has only tables", keyName([]string{"plugins", name})))
+			continue
+		}
+		if c.Others == nil {
+			c.Others = make(map[string]any)
+		}
+		c.Others[name] = n.plain()
+		if advice, ok := withoutTable()[name]; ok {
+			if len(n.table) > 0 {
+				warnings = append(warnings, n.warning("[plugins.'%s'] is ignored: %s", name, advice))
+			}
+			continue
+		}
+		warnings = append(warnings, n.warning("[plugins.'%s'] is ignored: this daemon has no plugin of that name%s", name, didYouMean(name, maps.Keys(known))))
+	}
+	return warnings
+}
+
+// withoutTable are plugins that had keys once, with what has come after them.
+func withoutTable() map[string]string {
+	const tracing = "tracing is set by the environment since containerd 2.0: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_PROTOCOL, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME"
+	return map[string]string{
+		"io.containerd.internal.v1.tracing":       tracing,
+		"io.containerd.tracing.processor.v1.otlp": tracing,
+		"io.containerd.runtime.v1.linux":          "the runtime of version 1 is gone; containers use io.containerd.runc.v2",
+		"io.containerd.snapshotter.v1.aufs":       "aufs is gone since containerd 2.0; use overlayfs",
+	}
 }

@@ -1,46 +1,74 @@
 package config
 
-import "slices"
+import (
+	"runtime"
+	"slices"
+	"time"
+)
 
 // Plugins are the tables of the parts of the daemon, under containerd's names
 // and in their order.
 type Plugins struct {
-	GC           GC           `toml:"io.containerd.gc.v1.scheduler"`
-	Opt          Opt          `toml:"io.containerd.internal.v1.opt"`
-	Bolt         Bolt         `toml:"io.containerd.metadata.v1.bolt"`
+	CRIImages   CRIImages   `toml:"io.containerd.cri.v1.images"`
+	CRIRuntime  CRIRuntime  `toml:"io.containerd.cri.v1.runtime"`
+	ErofsDiffer ErofsDiffer `toml:"io.containerd.differ.v1.erofs"`
+	GC          GC          `toml:"io.containerd.gc.v1.scheduler" comment:"When garbage is collected."`
+	CRI         CRIServer   `toml:"io.containerd.grpc.v1.cri"`
+	Verifier    Verifier    `toml:"io.containerd.image-verifier.v1.bindir"`
+	Opt         Opt         `toml:"io.containerd.internal.v1.opt"`
+	Bolt        Bolt        `toml:"io.containerd.metadata.v1.bolt"`
+	Metrics     struct {
+		GRPCHistogram bool `toml:"grpc_histogram" comment:"Count how long calls take (grpc_server_handling_seconds)."`
+	} `toml:"io.containerd.metrics.v1.grpc-prometheus"`
+	Restart struct {
+		Interval Duration `toml:"interval" comment:"How often containers with a restart policy are looked at."`
+	} `toml:"io.containerd.monitor.container.v1.restart"`
+	Cgroups struct {
+		NoPrometheus bool `toml:"no_prometheus" comment:"Leave the containers' cgroups out of the metrics."`
+	} `toml:"io.containerd.monitor.task.v1.cgroups"`
+	ErofsMounts  struct{}     `toml:"io.containerd.mount-handler.v1.erofs"`
+	NRI          NRI          `toml:"io.containerd.nri.v1.nri"`
 	Task         Task         `toml:"io.containerd.runtime.v2.task"`
-	DebugServer  DebugServer  `toml:"io.containerd.server.v1.debug"`
-	GRPC         GRPC         `toml:"io.containerd.server.v1.grpc"`
-	GRPCTCP      GRPCTCP      `toml:"io.containerd.server.v1.grpc-tcp"`
-	MetricServer MetricServer `toml:"io.containerd.server.v1.metrics"`
-	TTRPC        TTRPC        `toml:"io.containerd.server.v1.ttrpc"`
+	DebugServer  DebugServer  `toml:"io.containerd.server.v1.debug" comment:"pprof and expvar, below /debug/."`
+	GRPC         GRPC         `toml:"io.containerd.server.v1.grpc" comment:"The socket of the API."`
+	GRPCTCP      GRPCTCP      `toml:"io.containerd.server.v1.grpc-tcp" comment:"The API over TCP. Who may call it is root on this host: give it tls_ca."`
+	MetricServer MetricServer `toml:"io.containerd.server.v1.metrics" comment:"Metrics for Prometheus, at /v1/metrics."`
+	TTRPC        TTRPC        `toml:"io.containerd.server.v1.ttrpc" comment:"The socket on which shims publish their events."`
 	Diff         Diff         `toml:"io.containerd.service.v1.diff-service"`
-	ShimManager  ShimManager  `toml:"io.containerd.shim.v1.manager"`
-	Native       Native       `toml:"io.containerd.snapshotter.v1.native"`
-	Overlay      Overlay      `toml:"io.containerd.snapshotter.v1.overlayfs"`
-	Transfer     Transfer     `toml:"io.containerd.transfer.v1.local"`
-
-	later
-	short
+	Tasks        struct {
+		BlockIOConfigFile string `toml:"blockio_config_file"`
+		RDTConfigFile     string `toml:"rdt_config_file"`
+	} `toml:"io.containerd.service.v1.tasks-service"`
+	ShimManager ShimManager `toml:"io.containerd.shim.v1.manager"`
+	Blockfile   Blockfile   `toml:"io.containerd.snapshotter.v1.blockfile"`
+	Btrfs       *Btrfs      `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
+	Devmapper   *Devmapper  `toml:"io.containerd.snapshotter.v1.devmapper,omitempty"`
+	Erofs       Erofs       `toml:"io.containerd.snapshotter.v1.erofs"`
+	Native      Native      `toml:"io.containerd.snapshotter.v1.native"`
+	Overlay     Overlay     `toml:"io.containerd.snapshotter.v1.overlayfs"`
+	ZFS         *ZFS        `toml:"io.containerd.snapshotter.v1.zfs,omitempty"`
+	Transfer    Transfer    `toml:"io.containerd.transfer.v1.local" comment:"Pulls, pushes, imports and exports."`
 }
 
 // GC is when garbage is collected.
 type GC struct {
-	// PauseThreshold is the part of the time that collections may hold up others.
-	PauseThreshold float64 `toml:"pause_threshold"`
-	// DeletionThreshold is how many deletions, MutationThreshold how many other
-	// changes after a deletion, bring a collection about; 0 turns each off.
-	DeletionThreshold int `toml:"deletion_threshold"`
-	MutationThreshold int `toml:"mutation_threshold"`
-	// ScheduleDelay is how long a collection that is due waits for more.
-	ScheduleDelay Duration `toml:"schedule_delay"`
-	// StartupDelay is how long after the start the first one runs.
-	StartupDelay Duration `toml:"startup_delay"`
+	PauseThreshold    float64  `toml:"pause_threshold" comment:"The part of the time that collections may hold up others, at most 0.5."`
+	DeletionThreshold int      `toml:"deletion_threshold" comment:"So many deletions bring a collection about; 0: not by their number."`
+	MutationThreshold int      `toml:"mutation_threshold" comment:"So many changes after a deletion bring a collection about."`
+	ScheduleDelay     Duration `toml:"schedule_delay" comment:"How long a collection that is due waits for more to do."`
+	StartupDelay      Duration `toml:"startup_delay" comment:"How long after the start the first collection is."`
+}
+
+// Verifier runs the programs of a directory before an image is pulled.
+type Verifier struct {
+	BinDir             string   `toml:"bin_dir" comment:"Programs that judge an image before it is pulled; each must agree."`
+	MaxVerifiers       int      `toml:"max_verifiers"`
+	PerVerifierTimeout Duration `toml:"per_verifier_timeout"`
 }
 
 // Opt is a directory of programs that are put on the PATH of shims.
 type Opt struct {
-	Path string `toml:"path"`
+	Path string `toml:"path" comment:"Its bin and lib are put on the PATH and the library path of the daemon and its shims."`
 }
 
 // How namespaces share blobs.
@@ -53,29 +81,49 @@ const (
 
 // Bolt is the metadata database.
 type Bolt struct {
-	ContentSharingPolicy string `toml:"content_sharing_policy"`
-	// NoSync trades durability for speed.
-	NoSync bool `toml:"no_sync"`
+	ContentSharingPolicy string `toml:"content_sharing_policy" comment:"shared: a namespace may use a blob of another by its digest; isolated: it must bring the bytes."`
+	NoSync               bool   `toml:"no_sync" comment:"Do not wait for the disk at the end of a transaction: what was acknowledged may be lost with the power."`
+}
+
+// NRI is the node resource interface.
+type NRI struct {
+	Disable                   bool         `toml:"disable"`
+	SocketPath                string       `toml:"socket_path"`
+	PluginPath                string       `toml:"plugin_path"`
+	PluginConfigPath          string       `toml:"plugin_config_path"`
+	PluginRegistrationTimeout Duration     `toml:"plugin_registration_timeout"`
+	PluginRequestTimeout      Duration     `toml:"plugin_request_timeout"`
+	DisableConnections        bool         `toml:"disable_connections"`
+	DefaultValidator          NRIValidator `toml:"default_validator"`
+}
+
+// NRIValidator refuses adjustments of NRI plugins.
+type NRIValidator struct {
+	Enable                                bool     `toml:"enable"`
+	RejectOCIHookAdjustment               bool     `toml:"reject_oci_hook_adjustment"`
+	RejectRuntimeDefaultSeccompAdjustment bool     `toml:"reject_runtime_default_seccomp_adjustment"`
+	RejectUnconfinedSeccompAdjustment     bool     `toml:"reject_unconfined_seccomp_adjustment"`
+	RejectCustomSeccompAdjustment         bool     `toml:"reject_custom_seccomp_adjustment"`
+	RejectNamespaceAdjustment             bool     `toml:"reject_namespace_adjustment"`
+	RejectSysctlAdjustment                bool     `toml:"reject_sysctl_adjustment"`
+	RequiredPlugins                       []string `toml:"required_plugins"`
+	TolerateMissingPluginsAnnotation      string   `toml:"tolerate_missing_plugins_annotation"`
 }
 
 // Task is what runs containers.
 type Task struct {
 	Platforms []string `toml:"platforms"`
-	// SchedCore isolates containers from each other on a CPU core's threads.
-	SchedCore bool `toml:"sched_core,omitempty"`
 }
 
 // ShimManager is how shims are started.
 type ShimManager struct {
-	// Env is added to their environment, "KEY=value".
-	Env       []string `toml:"env"`
-	SocketDir string   `toml:"socket_dir"`
-	SchedCore bool     `toml:"sched_core,omitempty"`
+	Env       []string `toml:"env" comment:"Added to the environment of shims, as KEY=value. SCHED_CORE=1 gives each its own core-scheduling group."`
+	SocketDir string   `toml:"socket_dir" comment:"Directory of shims' sockets; empty: s below state."`
 }
 
 // DebugServer is the socket of pprof; none when the address is empty.
 type DebugServer struct {
-	Address string `toml:"address"`
+	Address string `toml:"address" comment:"A socket, or host:port; empty: none."`
 	UID     int    `toml:"uid"`
 	GID     int    `toml:"gid"`
 }
@@ -83,8 +131,8 @@ type DebugServer struct {
 // GRPC is the socket of the API. Sizes are in bytes.
 type GRPC struct {
 	Address        string `toml:"address"`
-	UID            int    `toml:"uid"`
-	GID            int    `toml:"gid"`
+	UID            int    `toml:"uid" comment:"Owner of the socket, which only it and root may use."`
+	GID            int    `toml:"gid" comment:"Group of the socket; when it is not 0 the group may use it."`
 	MaxRecvMsgSize int    `toml:"max_recv_message_size"`
 	MaxSendMsgSize int    `toml:"max_send_message_size"`
 }
@@ -92,10 +140,10 @@ type GRPC struct {
 // GRPCTCP is the API on a TCP address; none when that is empty.
 type GRPCTCP struct {
 	Address        string `toml:"address"`
-	TLSCA          string `toml:"tls_ca"`
-	TLSCert        string `toml:"tls_cert"`
+	TLSCA          string `toml:"tls_ca" comment:"PEM file of the authorities that must have signed clients' certificates."`
+	TLSCert        string `toml:"tls_cert" comment:"PEM files of the server's certificate and key."`
 	TLSKey         string `toml:"tls_key"`
-	TLSName        string `toml:"tls_common_name"`
+	TLSName        string `toml:"tls_common_name" comment:"The name (common name or DNS name) that clients' certificates must have; empty: any."`
 	MaxRecvMsgSize int    `toml:"max_recv_message_size"`
 	MaxSendMsgSize int    `toml:"max_send_message_size"`
 }
@@ -114,130 +162,168 @@ type TTRPC struct {
 
 // Diff is the service that applies layers for clients.
 type Diff struct {
-	Order []string `toml:"default"`
-	// SyncFs makes every apply durable before it returns.
-	SyncFs bool `toml:"sync_fs"`
+	Order  []string `toml:"default" comment:"Differs in the order in which they are tried."`
+	SyncFs bool     `toml:"sync_fs" comment:"Make every apply durable before it returns."`
+}
+
+// ErofsDiffer writes layers as EROFS images.
+type ErofsDiffer struct {
+	MkfsOptions    []string `toml:"mkfs_options"`
+	EnableTarIndex bool     `toml:"enable_tar_index"`
+	EnableDmverity bool     `toml:"enable_dmverity"`
+}
+
+// Blockfile is the snapshotter whose snapshots are filesystem images.
+type Blockfile struct {
+	RootPath        string   `toml:"root_path"`
+	ScratchFile     string   `toml:"scratch_file"`
+	FSType          string   `toml:"fs_type"`
+	MountOptions    []string `toml:"mount_options"`
+	RecreateScratch bool     `toml:"recreate_scratch"`
+}
+
+// Btrfs is the snapshotter on a btrfs filesystem.
+type Btrfs struct {
+	RootPath string `toml:"root_path"`
+}
+
+// ZFS is the snapshotter on a ZFS pool.
+type ZFS struct {
+	RootPath string `toml:"root_path"`
+}
+
+// Devmapper is the snapshotter on a thin pool.
+type Devmapper struct {
+	RootPath       string `toml:"root_path"`
+	PoolName       string `toml:"pool_name"`
+	BaseImageSize  string `toml:"base_image_size"`
+	AsyncRemove    bool   `toml:"async_remove"`
+	DiscardBlocks  bool   `toml:"discard_blocks"`
+	FileSystemType string `toml:"fs_type"`
+	FsOptions      string `toml:"fs_options"`
+}
+
+// Erofs is the snapshotter whose layers are EROFS images.
+type Erofs struct {
+	RootPath           string   `toml:"root_path"`
+	OvlOptions         []string `toml:"ovl_mount_options"`
+	EnableFsverity     bool     `toml:"enable_fsverity"`
+	SetImmutable       bool     `toml:"set_immutable"`
+	DefaultSize        string   `toml:"default_size"`
+	DmverityMode       string   `toml:"dmverity_mode"`
+	LayerContentCaches []string `toml:"layer_content_caches"`
 }
 
 // Native is the copying snapshotter.
 type Native struct {
-	// RootPath replaces <root>/io.containerd.snapshotter.v1.native.
-	RootPath string `toml:"root_path"`
+	RootPath string `toml:"root_path" comment:"Its directory; empty: its own below root."`
 }
 
 // Overlay is the overlayfs snapshotter.
 type Overlay struct {
-	RootPath      string   `toml:"root_path"`
-	UpperdirLabel bool     `toml:"upperdir_label"`
-	SyncRemove    bool     `toml:"sync_remove"`
-	SlowChown     bool     `toml:"slow_chown"`
-	MountOptions  []string `toml:"mount_options"`
+	RootPath      string   `toml:"root_path" comment:"Its directory; empty: its own below root."`
+	UpperdirLabel bool     `toml:"upperdir_label" comment:"Label snapshots with the path of their upper directory."`
+	SyncRemove    bool     `toml:"sync_remove" comment:"Remove files with the snapshot, not behind the caller's back."`
+	SlowChown     bool     `toml:"slow_chown" comment:"Remap owners by chown where the kernel has no idmapped mounts."`
+	MountOptions  []string `toml:"mount_options" comment:"Added to every mount, such as index=on or metacopy=on."`
 }
 
-// Transfer is the service that pulls, pushes, imports and exports. A bound of
-// 0, the default, is chosen by the number of cores.
+// Transfer is the service that pulls, pushes, imports and exports.
 //
-// Differs from containerd: there the defaults are 3 downloads and 1 unpack.
+// Differs from containerd: there the defaults of the first two are 3 and 1.
 type Transfer struct {
-	MaxConcurrentDownloads      int  `toml:"max_concurrent_downloads"`
-	ConcurrentLayerFetchBuffer  int  `toml:"concurrent_layer_fetch_buffer"`
-	MaxConcurrentUploadedLayers int  `toml:"max_concurrent_uploaded_layers"`
-	CheckPlatformSupported      bool `toml:"check_platform_supported"`
-	// ConfigPath is the directory of hosts.toml files.
-	ConfigPath           string   `toml:"config_path"`
-	MaxConcurrentUnpacks int      `toml:"max_concurrent_unpacks"`
-	Unpack               []Unpack `toml:"unpack_config,omitempty"`
+	MaxConcurrentDownloads      int      `toml:"max_concurrent_downloads" comment:"Layers that are fetched at a time; 0: by the number of cores (containerd: 3)."`
+	ConcurrentLayerFetchBuffer  int      `toml:"concurrent_layer_fetch_buffer" comment:"Size in bytes of the ranges in which a large layer is fetched; 0: chosen."`
+	MaxConcurrentUploadedLayers int      `toml:"max_concurrent_uploaded_layers" comment:"Layers that are pushed at a time."`
+	CheckPlatformSupported      bool     `toml:"check_platform_supported" comment:"Refuse to unpack for a platform that no snapshotter and differ take."`
+	ConfigPath                  string   `toml:"config_path" comment:"Directory of hosts.toml files: /etc/containerd/certs.d."`
+	MaxConcurrentUnpacks        int      `toml:"max_concurrent_unpacks" comment:"Layers that are unpacked at a time; 0: by the number of cores (containerd: 1)."`
+	Unpack                      []Unpack `toml:"unpack_config,omitempty"`
 }
 
 // Unpack says which snapshotter takes a platform's images.
 type Unpack struct {
 	Platform    string   `toml:"platform"`
 	Snapshotter string   `toml:"snapshotter"`
-	Differ      string   `toml:"differ,omitempty"`
-	ConfigType  string   `toml:"config_type,omitempty"`
-	LayerTypes  []string `toml:"layer_types,omitempty"`
-	Optional    bool     `toml:"optional,omitempty"`
+	Differ      string   `toml:"differ"`
+	ConfigType  string   `toml:"config_type"`
+	LayerTypes  []string `toml:"layer_types"`
+	Optional    bool     `toml:"optional"`
 }
 
-// later are tables of containerd's that are accepted as they are: what they
-// configure is not a part of this daemon.
-type later struct {
-	CRIImages      map[string]any `toml:"io.containerd.cri.v1.images,omitempty"`
-	CRIRuntime     map[string]any `toml:"io.containerd.cri.v1.runtime,omitempty"`
-	CRI            map[string]any `toml:"io.containerd.grpc.v1.cri,omitempty"`
-	ErofsDiffer    map[string]any `toml:"io.containerd.differ.v1.erofs,omitempty"`
-	Verifier       map[string]any `toml:"io.containerd.image-verifier.v1.bindir,omitempty"`
-	Restart        map[string]any `toml:"io.containerd.monitor.container.v1.restart,omitempty"`
-	OldRestart     map[string]any `toml:"io.containerd.internal.v1.restart,omitempty"`
-	Tracing        map[string]any `toml:"io.containerd.internal.v1.tracing,omitempty"`
-	OTLP           map[string]any `toml:"io.containerd.tracing.processor.v1.otlp,omitempty"`
-	GRPCPrometheus map[string]any `toml:"io.containerd.metrics.v1.grpc-prometheus,omitempty"`
-	Cgroups        map[string]any `toml:"io.containerd.monitor.task.v1.cgroups,omitempty"`
-	OldCgroups     map[string]any `toml:"io.containerd.monitor.v1.cgroups,omitempty"`
-	ErofsMounts    map[string]any `toml:"io.containerd.mount-handler.v1.erofs,omitempty"`
-	NRI            map[string]any `toml:"io.containerd.nri.v1.nri,omitempty"`
-	OldRuntime     map[string]any `toml:"io.containerd.runtime.v1.linux,omitempty"`
-	TasksService   map[string]any `toml:"io.containerd.service.v1.tasks-service,omitempty"`
-	Aufs           map[string]any `toml:"io.containerd.snapshotter.v1.aufs,omitempty"`
-	Blockfile      map[string]any `toml:"io.containerd.snapshotter.v1.blockfile,omitempty"`
-	Btrfs          map[string]any `toml:"io.containerd.snapshotter.v1.btrfs,omitempty"`
-	Devmapper      map[string]any `toml:"io.containerd.snapshotter.v1.devmapper,omitempty"`
-	Erofs          map[string]any `toml:"io.containerd.snapshotter.v1.erofs,omitempty"`
-	ZFS            map[string]any `toml:"io.containerd.snapshotter.v1.zfs,omitempty"`
-}
-
-// short are the names that tables had in version 1; nil once a file is read.
-type short struct {
-	ShortGC      *GC            `toml:"scheduler,omitempty"`
-	ShortOpt     *Opt           `toml:"opt,omitempty"`
-	ShortBolt    *Bolt          `toml:"bolt,omitempty"`
-	ShortTask    *Task          `toml:"task,omitempty"`
-	ShortDiff    *Diff          `toml:"diff-service,omitempty"`
-	ShortNative  *Native        `toml:"native,omitempty"`
-	ShortOverlay *Overlay       `toml:"overlayfs,omitempty"`
-	ShortCRI     map[string]any `toml:"cri,omitempty"`
-	ShortLinux   map[string]any `toml:"linux,omitempty"`
-	ShortCgroups map[string]any `toml:"cgroups,omitempty"`
-	ShortRestart map[string]any `toml:"restart,omitempty"`
-}
-
-// shortNames are the full names for the plugin lists of version 1.
-var shortNames = []struct{ short, full string }{
-	{"cri", "io.containerd.grpc.v1.cri"},
-	{"cgroups", "io.containerd.monitor.v1.cgroups"},
-	{"linux", "io.containerd.runtime.v1.linux"},
-	{"scheduler", "io.containerd.gc.v1.scheduler"},
-	{"bolt", "io.containerd.metadata.v1.bolt"},
-	{"task", "io.containerd.runtime.v2.task"},
-	{"opt", "io.containerd.internal.v1.opt"},
-	{"restart", "io.containerd.internal.v1.restart"},
-	{"tracing", "io.containerd.internal.v1.tracing"},
-	{"otlp", "io.containerd.tracing.processor.v1.otlp"},
-	{"aufs", "io.containerd.snapshotter.v1.aufs"},
-	{"btrfs", "io.containerd.snapshotter.v1.btrfs"},
-	{"devmapper", "io.containerd.snapshotter.v1.devmapper"},
-	{"native", "io.containerd.snapshotter.v1.native"},
-	{"overlayfs", "io.containerd.snapshotter.v1.overlayfs"},
-	{"zfs", "io.containerd.snapshotter.v1.zfs"},
+func defaultPlugins() Plugins {
+	p := Plugins{
+		CRIImages:  defaultCRIImages(),
+		CRIRuntime: defaultCRIRuntime(),
+		CRI:        defaultCRIServer(),
+		GC: GC{
+			PauseThreshold:    0.02,
+			MutationThreshold: 100,
+			StartupDelay:      Duration(100 * time.Millisecond),
+		},
+		Verifier: Verifier{BinDir: "/opt/containerd/image-verifier/bin", MaxVerifiers: 10, PerVerifierTimeout: Duration(10 * time.Second)},
+		Opt:      Opt{Path: "/opt/containerd"},
+		Bolt:     Bolt{ContentSharingPolicy: SharingShared},
+		NRI: NRI{
+			SocketPath: "/var/run/nri/nri.sock", PluginPath: "/opt/nri/plugins", PluginConfigPath: "/etc/nri/conf.d",
+			PluginRegistrationTimeout: Duration(5 * time.Second), PluginRequestTimeout: Duration(2 * time.Second),
+		},
+		Task:     Task{Platforms: []string{runtime.GOOS + "/" + runtime.GOARCH}},
+		GRPC:     GRPC{Address: DefaultAddress, MaxRecvMsgSize: maxMessage, MaxSendMsgSize: maxMessage},
+		GRPCTCP:  GRPCTCP{MaxRecvMsgSize: maxMessage, MaxSendMsgSize: maxMessage},
+		TTRPC:    TTRPC{Address: DefaultAddress + ".ttrpc"},
+		Diff:     Diff{Order: []string{"walking"}},
+		Transfer: Transfer{MaxConcurrentUploadedLayers: 3},
+	}
+	p.Restart.Interval = Duration(10 * time.Second)
+	return p
 }
 
 func (p *Plugins) check() error {
 	switch p.Bolt.ContentSharingPolicy {
 	case "", SharingShared, SharingIsolated:
 	default:
-		return invalid("content_sharing_policy", "%q is neither %q nor %q", p.Bolt.ContentSharingPolicy, SharingShared, SharingIsolated)
+		return inPlugin("io.containerd.metadata.v1.bolt", "content_sharing_policy", "%q is neither %q nor %q", p.Bolt.ContentSharingPolicy, SharingShared, SharingIsolated)
 	}
 	if p.GRPC.Address == "" {
-		return invalid("io.containerd.server.v1.grpc.address", "the daemon needs a socket")
+		return inPlugin(pluginGRPC, "address", "the daemon needs a socket")
 	}
 	if p.TTRPC.Address == p.GRPC.Address {
-		return invalid("io.containerd.server.v1.ttrpc.address", "%s is the gRPC socket already", p.TTRPC.Address)
+		return inPlugin(pluginTTRPC, "address", "%s is the gRPC socket already", p.TTRPC.Address)
 	}
-	if !slices.Contains(p.Diff.Order, "walking") {
-		return invalid("io.containerd.service.v1.diff-service.default", "needed differ not loaded: %q; there is only \"walking\"", p.Diff.Order)
+	if len(p.Diff.Order) == 0 {
+		return inPlugin("io.containerd.service.v1.diff-service", "default", "there must be a differ, such as \"walking\"")
 	}
 	if t := p.GC.PauseThreshold; t < 0 || t > 0.5 {
-		return invalid("io.containerd.gc.v1.scheduler.pause_threshold", "%v is not between 0 and 0.5", t)
+		return inPlugin("io.containerd.gc.v1.scheduler", "pause_threshold", "%v is not between 0 and 0.5", t)
+	}
+	if tcp := p.GRPCTCP; (tcp.TLSCert == "") != (tcp.TLSKey == "") {
+		return inPlugin(pluginTCP, "tls_cert", "tls_cert and tls_key go together; only one is given")
+	} else if tcp.TLSCert == "" && (tcp.TLSCA != "" || tcp.TLSName != "") {
+		return inPlugin(pluginTCP, "tls_ca", "clients can be told apart only with TLS: give tls_cert and tls_key too")
+	}
+	for _, n := range []struct {
+		plugin, key string
+		value       int
+	}{
+		{pluginGRPC, "max_recv_message_size", p.GRPC.MaxRecvMsgSize},
+		{pluginGRPC, "max_send_message_size", p.GRPC.MaxSendMsgSize},
+		{pluginTCP, "max_recv_message_size", p.GRPCTCP.MaxRecvMsgSize},
+		{pluginTCP, "max_send_message_size", p.GRPCTCP.MaxSendMsgSize},
+		{pluginGRPC, "uid", p.GRPC.UID}, {pluginGRPC, "gid", p.GRPC.GID},
+		{pluginTTRPC, "uid", p.TTRPC.UID}, {pluginTTRPC, "gid", p.TTRPC.GID},
+		{pluginDebug, "uid", p.DebugServer.UID}, {pluginDebug, "gid", p.DebugServer.GID},
+		{"io.containerd.transfer.v1.local", "max_concurrent_downloads", p.Transfer.MaxConcurrentDownloads},
+		{"io.containerd.transfer.v1.local", "max_concurrent_unpacks", p.Transfer.MaxConcurrentUnpacks},
+		{"io.containerd.transfer.v1.local", "max_concurrent_uploaded_layers", p.Transfer.MaxConcurrentUploadedLayers},
+		{"io.containerd.transfer.v1.local", "concurrent_layer_fetch_buffer", p.Transfer.ConcurrentLayerFetchBuffer},
+	} {
+		if n.value < 0 {
+			return inPlugin(n.plugin, n.key, "%d is less than nothing", n.value)
+		}
+	}
+	if slices.Contains(p.ShimManager.Env, "") {
+		return inPlugin(pluginShims, "env", "there is an empty entry; each is KEY=value")
 	}
 	return nil
 }

@@ -2,18 +2,15 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
-	"os"
+	"sync"
 
 	"berth/internal/config"
 	"berth/internal/grpcapi"
+	"berth/internal/trace/otlp"
 	"berth/internal/version"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 )
 
@@ -23,36 +20,66 @@ var errSkipped = errors.New("skip plugin")
 
 const serverPlugin = "io.containerd.server.v1"
 
-// listen binds the sockets. That comes last but for the API itself: who can
-// connect will be answered.
-func (d *Daemon) listen(context.Context) error {
+// listen binds the sockets, or takes over those that systemd has bound. That
+// comes last but for the API itself: who can connect will be answered.
+func (d *Daemon) listen(context.Context) (err error) {
 	p := d.cfg.Plugins
-	main, err := listenUnix(p.GRPC.Address, p.GRPC.UID, p.GRPC.GID)
-	if err != nil {
+	in := inheritSockets(d.log)
+	defer in.rest()
+	if d.grpcListener, err = in.listenLocal("grpc", p.GRPC.Address, p.GRPC.UID, p.GRPC.GID); err != nil {
 		return err
 	}
-	d.onClose(closeListener(main))
-	d.grpcListeners = append(d.grpcListeners, main)
-	if d.ttrpcListener, err = listenUnix(p.TTRPC.Address, p.TTRPC.UID, p.TTRPC.GID); err != nil {
+	d.onClose(closeListener(d.grpcListener))
+	if d.ttrpcListener, err = in.listenLocal("ttrpc", p.TTRPC.Address, p.TTRPC.UID, p.TTRPC.GID); err != nil {
 		return err
 	}
 	d.onClose(closeListener(d.ttrpcListener))
 	d.working(grpcapi.Plugin{Type: serverPlugin, ID: "ttrpc"}, grpcapi.Plugin{Type: serverPlugin, ID: "grpc"})
 
-	d.asked(grpcapi.Plugin{Type: serverPlugin, ID: "grpc-tcp"}, p.GRPCTCP.Address != "", func() error { return d.listenTCP(p.GRPCTCP) })
+	d.asked(grpcapi.Plugin{Type: serverPlugin, ID: "grpc-tcp"}, p.GRPCTCP.Address != "", func() (err error) {
+		if d.tcpCreds, err = tlsCredentials(p.GRPCTCP); err != nil {
+			return err
+		}
+		if d.tcpListener, err = in.listenTCP("grpc-tcp", p.GRPCTCP.Address); err != nil {
+			return err
+		}
+		if d.tcpCreds == nil {
+			d.log.Warn("everybody who reaches the TCP address is root here: it has no TLS", "address", p.GRPCTCP.Address)
+		} else if p.GRPCTCP.TLSCA == "" {
+			d.log.Warn("everybody who reaches the TCP address is root here: clients need no certificate without tls_ca", "address", p.GRPCTCP.Address)
+		}
+		d.onClose(closeListener(d.tcpListener))
+		return nil
+	})
 	d.asked(grpcapi.Plugin{Type: serverPlugin, ID: "debug"}, p.DebugServer.Address != "", func() error {
-		l, err := listenUnix(p.DebugServer.Address, p.DebugServer.UID, p.DebugServer.GID)
+		l, err := d.listenDebug(in, p.DebugServer)
 		if err != nil {
 			return err
 		}
-		d.debug = newDebugServer(l)
-		d.onClose(d.debug.close)
+		d.addHTTP(newHTTPServer("debug", l, debugHandler()))
 		return nil
 	})
 	d.asked(grpcapi.Plugin{Type: serverPlugin, ID: "metrics"}, p.MetricServer.Address != "", func() error {
-		return fmt.Errorf("metrics are not served yet: %w", errdefs.ErrNotImplemented)
+		l, err := in.listenTCP("metrics", p.MetricServer.Address)
+		if err != nil {
+			return err
+		}
+		d.addHTTP(d.metricsServer(l))
+		return nil
 	})
 	return nil
+}
+
+func (d *Daemon) listenDebug(in *inherited, s config.DebugServer) (net.Listener, error) {
+	if isLocal(s.Address) {
+		return in.listenLocal("debug", s.Address, s.UID, s.GID)
+	}
+	return in.listenTCP("debug", s.Address)
+}
+
+func (d *Daemon) addHTTP(s *httpServer) {
+	d.https = append(d.https, s)
+	d.onClose(s.close)
 }
 
 // asked starts a part that runs only when the configuration asks for it.
@@ -63,41 +90,6 @@ func (d *Daemon) asked(p grpcapi.Plugin, yes bool, start func() error) {
 		return
 	}
 	d.optional(p, start)
-}
-
-func (d *Daemon) listenTCP(cfg config.GRPCTCP) error {
-	l, err := net.Listen("tcp", cfg.Address)
-	if err != nil {
-		return err
-	}
-	if cfg.TLSCert == "" {
-		d.log.Warn("everybody who reaches the TCP address is root here: it has no TLS", "address", cfg.Address)
-	} else if l, err = withTLS(l, cfg); err != nil {
-		return err
-	}
-	d.onClose(closeListener(l))
-	d.grpcListeners = append(d.grpcListeners, l)
-	return nil
-}
-
-func withTLS(l net.Listener, cfg config.GRPCTCP) (net.Listener, error) {
-	cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("TLS certificate: %w", err), l.Close())
-	}
-	t := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}}
-	if cfg.TLSCA != "" {
-		pem, err := os.ReadFile(cfg.TLSCA)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("TLS CA: %w", err), l.Close())
-		}
-		t.ClientCAs = x509.NewCertPool()
-		if !t.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.Join(fmt.Errorf("TLS CA %s has no certificates: %w", cfg.TLSCA, errdefs.ErrInvalidArgument), l.Close())
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return tls.NewListener(l, t), nil
 }
 
 // closeListener closes a listener that its server may have closed already.
@@ -115,38 +107,58 @@ func (d *Daemon) openAPI(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.working(services()...)
+	d.working(d.enabled(services())...)
 	if err := d.required(); err != nil {
 		return err
 	}
 	memory := newTrimmer()
 	d.onClose(memory.close)
 	options := grpcapi.Options{
-		DB:        d.db,
-		Events:    d.events,
-		Tasks:     d.tasks,
-		Transfer:  d.transfer,
-		Differ:    d.differ,
-		SyncDiffs: d.cfg.Plugins.Diff.SyncFs,
-		HostDir:   d.cfg.Plugins.Transfer.ConfigPath,
-		Plugins:   d.plugins,
-		UUID:      id,
-		Version:   version.Version,
-		Revision:  version.Revision(),
-		Log:       d.log,
-		Activity:  memory.activity,
+		DB:         d.db,
+		Events:     d.events,
+		Tasks:      d.tasks,
+		Transfer:   d.transfer,
+		Mounts:     d.mounts,
+		Sandboxers: d.sandboxers,
+		Differ:     d.differ,
+		SyncDiffs:  d.cfg.Plugins.Diff.SyncFs,
+		Registry:   d.registryOptions(),
+		Plugins:    d.plugins,
+		UUID:       id,
+		Version:    version.Version,
+		Revision:   version.Revision(),
+		Log:        d.log,
+		Activity:   memory.activity,
 	}
 	if d.shimEvents, err = grpcapi.NewTTRPCServer(options); err != nil {
 		return err
 	}
 	g := d.cfg.Plugins.GRPC
-	d.api = grpcapi.NewServer(options, messageLimits(g.MaxRecvMsgSize, g.MaxSendMsgSize)...)
+	d.api = grpcapi.NewServer(options, d.serverOptions(g.MaxRecvMsgSize, g.MaxSendMsgSize)...)
+	if d.calls != nil {
+		d.calls.Serve(d.api.Server)
+	}
+	if d.tcpListener != nil {
+		g := d.cfg.Plugins.GRPCTCP
+		opts := d.serverOptions(g.MaxRecvMsgSize, g.MaxSendMsgSize)
+		if d.tcpCreds != nil {
+			opts = append(opts, grpc.Creds(d.tcpCreds))
+		}
+		d.tcpAPI = grpcapi.NewServer(options, opts...)
+	}
 	d.onClose(d.closeServers)
 	return nil
 }
 
-func messageLimits(recv, send int) []grpc.ServerOption {
-	var opts []grpc.ServerOption
+// serverOptions are the limits of messages in bytes, and who looks on.
+func (d *Daemon) serverOptions(recv, send int) []grpc.ServerOption {
+	opts := refuseDisabled(d.disabledServices())
+	if d.calls != nil {
+		opts = append(opts, grpc.StatsHandler(d.calls))
+	}
+	if d.tracer != nil {
+		opts = append(opts, grpc.StatsHandler(otlp.Calls{Tracer: d.tracer}))
+	}
 	if recv > 0 {
 		opts = append(opts, grpc.MaxRecvMsgSize(recv))
 	}
@@ -159,6 +171,11 @@ func messageLimits(recv, send int) []grpc.ServerOption {
 func (d *Daemon) closeServers() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	d.api.Shutdown(ctx)
+	var servers sync.WaitGroup
+	servers.Go(func() { d.api.Shutdown(ctx) })
+	if d.tcpAPI != nil {
+		servers.Go(func() { d.tcpAPI.Shutdown(ctx) })
+	}
+	servers.Wait()
 	return d.shimEvents.Close()
 }

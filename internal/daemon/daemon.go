@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/config"
@@ -25,13 +26,19 @@ import (
 	"berth/internal/failpoint"
 	"berth/internal/grpcapi"
 	"berth/internal/meta"
+	"berth/internal/metrics"
 	"berth/internal/mount"
+	"berth/internal/mount/activation"
+	"berth/internal/remote"
+	"berth/internal/sandbox"
 	"berth/internal/snapshot"
 	"berth/internal/task"
+	"berth/internal/trace"
 	"berth/internal/transfer"
 	"berth/internal/version"
 
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/credentials"
 )
 
 // closeTimeout bounds how long calls under way hold up the end of the daemon.
@@ -45,23 +52,41 @@ type Daemon struct {
 	run           mark
 	ready         bool   // New has succeeded
 	tempDir       string // TMPDIR before the daemon set its own
-	content       *content.Local
+	content       content.Store
+	localContent  *content.Local // nil when a proxy plugin is the content store
 	snapshotters  map[string]snapshot.Backend
+	differs       map[string]openDiffer
+	unpackDiffer  string // of transfers; the walking one when empty
+	proxies       map[string]*remote.Proxy
 	events        *events.Exchange
 	db            *meta.DB
+	mounts        *activation.Table
+	garbage       chan struct{} // capacity 1: garbage was collected
 	tasks         *task.Manager
+	sandboxers    map[string]sandbox.Controller // by the names of their plugins
 	transfer      *transfer.Service
 	api           *grpcapi.Server
 	shimEvents    *ttrpc.Server
-	grpcListeners []net.Listener
+	grpcListener  net.Listener
 	ttrpcListener net.Listener
-	debug         *debugServer
+	tcpAPI        *grpcapi.Server // on the TCP address; nil without one
+	tcpListener   net.Listener
+	tcpCreds      credentials.TransportCredentials // nil without TLS
+	https         []*httpServer
+	tracer        *trace.Tracer // nil when nobody traces
+	calls         *metrics.Calls
+	collections   metrics.Collections
+
+	// live is the configuration as it was reloaded last; cfg is that of the start.
+	live atomic.Pointer[config.Config]
 
 	plugins []grpcapi.Plugin
 	// undo takes down what is there, the last first.
 	undo []func() error
 	// settled is closed when what an earlier daemon left is dealt with.
 	settled chan struct{}
+	// adopted is closed before that, when it is so of the tasks.
+	adopted chan struct{}
 	// life ends with Close; background is what runs beside the API.
 	life       context.Context
 	end        context.CancelFunc
@@ -72,7 +97,8 @@ type Daemon struct {
 // open, sockets bound. A component that the daemon cannot be without makes it
 // fail, with nothing left behind; another is reported as failed.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{})}
+	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{}), adopted: make(chan struct{})}
+	d.live.Store(cfg)
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -83,10 +109,14 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, 
 		what string
 		do   func(context.Context) error
 	}{
+		{"tracing", d.openTracing},
 		{"directories", d.openDirs},
 		{"mark of the last run", d.readMark},
+		{"proxy plugins", d.openProxies},
 		{"content store", d.openContent},
 		{"snapshotters", d.openSnapshotters},
+		{"differs", d.openDiffers},
+		{"mounts", d.openMounts},
 		{"metadata", d.openMetadata},
 		{"tasks", d.openTasks},
 		{"transfer service", d.openTransfer},
@@ -125,6 +155,11 @@ func (d *Daemon) openDirs(context.Context) error {
 // takes away what an earlier one has left there.
 func (d *Daemon) useTempDir() error {
 	d.tempDir = cmp.Or(d.cfg.Temp, os.Getenv("TMPDIR"))
+	if dir := d.cfg.Temp; dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("temp: %w", err)
+		}
+	}
 	if err := os.Setenv("TMPDIR", filepath.Join(d.cfg.Root, tempMountsDir)); err != nil {
 		return err
 	}
@@ -162,13 +197,18 @@ func (d *Daemon) readMark(context.Context) error {
 }
 
 func (d *Daemon) openContent(ctx context.Context) error {
+	if p, err := d.contentProxy(); err != nil || p != nil {
+		d.content = p
+		return err
+	}
 	dir := filepath.Join(d.cfg.Root, contentDir)
-	return d.essential(grpcapi.Plugin{Type: "io.containerd.content.v1", ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
-		d.content, err = content.OpenLocal(content.LocalOptions{Root: dir})
+	return d.essential(grpcapi.Plugin{Type: contentPlugin, ID: "content", Exports: map[string]string{"root": dir}}, func() (err error) {
+		d.localContent, err = content.OpenLocal(content.LocalOptions{Root: dir})
 		if err != nil {
 			return err
 		}
-		if removed, err := d.content.CleanIngests(ctx); err != nil {
+		d.content = d.localContent
+		if removed, err := d.localContent.CleanIngests(ctx); err != nil {
 			d.log.Warn("what earlier crashes left among the ingests stays", "error", err)
 		} else if removed > 0 {
 			d.log.Info("removed what earlier crashes left among the ingests", "removed", removed)
@@ -188,13 +228,16 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 		Requires: []string{"io.containerd.content.v1", "io.containerd.event.v1", "io.containerd.snapshotter.v1"},
 		Exports:  map[string]string{"policy": bolt.ContentSharingPolicy, "path": path},
 	}, func() (err error) {
-		d.db, err = meta.Open(ctx, meta.Options{
+		d.db, err = meta.Open(trace.With(ctx, d.tracer), meta.Options{
 			Path:         path,
 			Content:      d.content,
 			Snapshotters: d.snapshotters,
 			Events:       d.events,
 			Isolated:     bolt.ContentSharingPolicy == config.SharingIsolated,
-			GC:           d.gcOptions(),
+			GC:           gcOptions(d.cfg),
+			Collected:    d.collected,
+			NoSync:       bolt.NoSync,
+			LockTimeout:  d.cfg.Timeout(config.TimeoutBoltOpen),
 			Log:          d.log,
 		})
 		return err
@@ -215,8 +258,9 @@ func (d *Daemon) openTasks(context.Context) error {
 		d.optional(grpcapi.Plugin{Type: "io.containerd.internal.v1", ID: "opt", Exports: map[string]string{"path": dir}}, func() error { return addOpt(dir) })
 	}
 	return d.essential(grpcapi.Plugin{
-		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: hostPlatform(),
-		Requires: []string{"io.containerd.metadata.v1", "io.containerd.event.v1", "io.containerd.shim.v1"},
+		Type: grpcapi.RuntimePluginType, ID: "task", Platforms: d.taskPlatforms(),
+		Requires: []string{"io.containerd.shim.v1", "io.containerd.mount-manager.v1", "io.containerd.warning.v1"},
+		Exports:  map[string]string{"log-uri-schemes": "fifo,binary,binary-v2,file"},
 	}, func() (err error) {
 		d.tasks, err = task.New(task.Options{
 			Root:         d.cfg.Root,
@@ -226,7 +270,9 @@ func (d *Daemon) openTasks(context.Context) error {
 			SocketDir:    p.ShimManager.SocketDir,
 			Version:      version.Version,
 			Events:       d.events,
+			Mounts:       d.mounts,
 			Log:          d.log,
+			Timeouts:     d.taskTimeouts,
 			Env:          append(env[:len(env):len(env)], d.shimTempDir()),
 		})
 		if err != nil {
@@ -234,6 +280,10 @@ func (d *Daemon) openTasks(context.Context) error {
 		}
 		d.onClose(d.tasks.Close)
 		d.working(grpcapi.Plugin{Type: "io.containerd.shim.v1", ID: "manager", Requires: []string{"io.containerd.event.v1", "io.containerd.metadata.v1"}})
+		d.sandboxers = map[string]sandbox.Controller{"shim": d.tasks.Sandboxes()}
+		d.working(grpcapi.Plugin{Type: sandboxPlugin, ID: "shim", Requires: []string{"io.containerd.shim.v1", "io.containerd.event.v1"}})
+		d.proxySandboxers()
+		d.openRestart()
 		return nil
 	})
 }
@@ -241,15 +291,19 @@ func (d *Daemon) openTasks(context.Context) error {
 // Serve answers calls until ctx ends or a server fails. Before it returns it
 // has only stopped to accept calls: Close does the rest.
 func (d *Daemon) Serve(ctx context.Context) error {
-	failed := make(chan error, len(d.grpcListeners)+2)
-	for _, l := range d.grpcListeners {
-		go func() { failed <- wrap("gRPC server on "+l.Addr().String(), d.api.Serve(l)) }()
+	failed := make(chan error, 3+len(d.https))
+	go func() { failed <- wrap("gRPC server on "+d.grpcListener.Addr().String(), d.api.Serve(d.grpcListener)) }()
+	if d.tcpAPI != nil {
+		go func() { failed <- wrap("gRPC server on "+d.tcpListener.Addr().String(), d.tcpAPI.Serve(d.tcpListener)) }()
 	}
 	go func() { failed <- wrap("ttrpc server", d.shimEvents.Serve(d.life, d.ttrpcListener)) }()
-	if d.debug != nil {
-		go func() { failed <- wrap("debug server", d.debug.serve()) }()
+	for _, s := range d.https {
+		go func() { failed <- wrap(s.name+" server", s.serve()) }()
 	}
 	d.background.Go(d.recover)
+	if interval := watchdogInterval(os.Getenv); interval > 0 {
+		d.background.Go(func() { d.watchdog(interval) })
+	}
 	if err := notify("READY=1"); err != nil {
 		d.log.Warn("systemd does not know that the daemon is ready", "error", err)
 	}

@@ -601,7 +601,7 @@ func TestLog(t *testing.T) {
 	if !strings.HasPrefix(got, want) {
 		t.Errorf("got  %swant %s", got, want)
 	}
-	if !strings.Contains(b.String(), `level=trace msg="low"`) {
+	if !strings.Contains(b.String(), `level=trace msg=low`) {
 		t.Errorf("trace: %s", b.String())
 	}
 	if strings.Count(b.String(), "\n") != 2 {

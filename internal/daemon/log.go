@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,7 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
+
+	"berth/internal/trace"
 
 	"github.com/containerd/errdefs"
 )
@@ -70,7 +72,13 @@ func NewLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 	return slog.New(&textHandler{out: &lockedWriter{w: w}, level: level})
 }
 
+// timeFormat is RFC 3339 with all nine digits: lines sort by it.
+const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
+
 func jsonAttr(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey {
+		return slog.String(a.Key, a.Value.Time().Format(timeFormat))
+	}
 	if len(groups) == 0 && a.Key == slog.LevelKey {
 		if l, ok := a.Value.Any().(slog.Level); ok {
 			return slog.String("level", levelName(l))
@@ -101,11 +109,11 @@ func (h *textHandler) Enabled(_ context.Context, l slog.Level) bool { return l >
 func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 	b := make([]byte, 0, 256)
 	b = append(b, `time="`...)
-	b = r.Time.AppendFormat(b, time.RFC3339Nano)
+	b = r.Time.AppendFormat(b, timeFormat)
 	b = append(b, `" level=`...)
 	b = append(b, levelName(r.Level)...)
 	b = append(b, ` msg=`...)
-	b = strconv.AppendQuote(b, r.Message)
+	b = appendValue(b, r.Message)
 	b = append(b, h.prefix...)
 	r.Attrs(func(a slog.Attr) bool {
 		b = appendAttr(b, h.group, a)
@@ -155,22 +163,46 @@ func appendAttr(b []byte, group string, a slog.Attr) []byte {
 	b = append(b, group...)
 	b = append(b, a.Key...)
 	b = append(b, '=')
-	s := v.String()
+	return appendValue(b, v.String())
+}
+
+func appendValue(b []byte, s string) []byte {
 	if bare(s) {
 		return append(b, s...)
 	}
 	return strconv.AppendQuote(b, s)
 }
 
-// bare tells whether a value needs no quotes in logfmt.
+// bare tells whether a value needs no quotes, as containerd's log has it.
 func bare(s string) bool {
-	if s == "" {
-		return false
-	}
 	for _, r := range s {
-		if r <= ' ' || r == '"' || r == '=' || r == '\\' || r == 0x7f || r == utf8.RuneError {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("-._/@^+", r):
+		default:
 			return false
 		}
 	}
-	return true
+	return s != ""
+}
+
+// WithTraceIDs puts the identity of the span in whose context a line is logged
+// on that line.
+func WithTraceIDs(log *slog.Logger) *slog.Logger { return slog.New(spanHandler{log.Handler()}) }
+
+type spanHandler struct{ slog.Handler }
+
+func (h spanHandler) Handle(ctx context.Context, r slog.Record) error {
+	if s := trace.FromContext(ctx); s != nil {
+		r = r.Clone()
+		r.AddAttrs(slog.String("trace_id", hex.EncodeToString(s.Trace[:])), slog.String("span_id", hex.EncodeToString(s.Identity.Span[:])))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h spanHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return spanHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h spanHandler) WithGroup(name string) slog.Handler {
+	return spanHandler{h.Handler.WithGroup(name)}
 }

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
 	"berth/internal/grpcapi"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -31,11 +33,26 @@ func (d *Daemon) optional(p grpcapi.Plugin, start func() error) {
 		d.log.Info("disabled by the configuration", "plugin", name)
 		return
 	}
-	if err := start(); err != nil {
+	if err := start(); errors.Is(err, errSkipped) {
+		d.log.Debug("skipped", "plugin", name, "reason", err)
+		p.Err = err
+	} else if err != nil {
 		d.log.Warn("part of the daemon does not work", "plugin", name, "error", err)
 		p.Err = err
 	}
 	d.plugins = append(d.plugins, p)
+}
+
+// available is optional for what a host may not have: errdefs.ErrNotImplemented
+// says that it is skipped, and why.
+func (d *Daemon) available(p grpcapi.Plugin, start func() error) {
+	d.optional(p, func() error {
+		err := start()
+		if errdefs.IsNotImplemented(err) {
+			err = fmt.Errorf("%w: %w", err, errSkipped)
+		}
+		return err
+	})
 }
 
 // working reports components that are there.
@@ -59,7 +76,23 @@ func (d *Daemon) required() error {
 	return nil
 }
 
+// taskPlatforms are those that the configuration says containers can be of.
+func (d *Daemon) taskPlatforms() []ispec.Platform {
+	ps, err := platforms.ParseAll(d.cfg.Plugins.Task.Platforms)
+	if err != nil || len(ps) == 0 {
+		return hostPlatform()
+	}
+	return ps
+}
+
 func hostPlatform() []ispec.Platform { return []ispec.Platform{platforms.DefaultSpec()} }
+
+// erofsPlatform is of images whose layers are EROFS images.
+func erofsPlatform() ispec.Platform {
+	p := platforms.DefaultSpec()
+	p.OSFeatures = []string{"erofs"}
+	return p
+}
 
 func (d *Daemon) gcPlugin() grpcapi.Plugin {
 	gc := d.cfg.Plugins.GC
@@ -106,9 +139,11 @@ func services() []grpcapi.Plugin {
 		remote("introspection", service),
 		{Type: "io.containerd.lease.v1", ID: "manager", Requires: []string{metadata, gc}},
 		remote("leases", "io.containerd.lease.v1"),
+		remote("mounts", "io.containerd.mount-manager.v1"),
 		remote("namespaces", service),
 		{Type: "io.containerd.sandbox.store.v1", ID: "local", Requires: []string{event, metadata}},
 		remote("sandboxes", "io.containerd.sandbox.store.v1"),
+		remote("sandbox-controllers", "io.containerd.sandbox.controller.v1", event),
 		remote("snapshots", service),
 		{Type: "io.containerd.streaming.v1", ID: "manager", Requires: []string{metadata}},
 		remote("streaming", "io.containerd.streaming.v1"),

@@ -19,6 +19,7 @@ func (d *Daemon) recover() {
 	defer close(d.settled)
 	begin := time.Now()
 	d.recoverTasks()
+	close(d.adopted)
 	d.log.Debug("tasks are recovered", "took", time.Since(begin))
 	d.verify()
 }
@@ -78,11 +79,11 @@ func (d *Daemon) doubt(last mark) *time.Time {
 // is not what it should be: it is fetched again when it is needed. The doubt
 // stays in the mark until that is done.
 func (d *Daemon) verify() {
-	if d.run.Doubt == nil {
+	if d.run.Doubt == nil || d.localContent == nil {
 		return
 	}
 	d.log.Info("the host went down under an earlier daemon: verifying what was written just before", "since", *d.run.Doubt)
-	damage, err := d.content.Verify(d.life, *d.run.Doubt)
+	damage, err := d.localContent.Verify(d.life, *d.run.Doubt)
 	for _, b := range damage.Blobs {
 		d.log.Warn("removed a blob whose bytes were lost in the power cut; pull what needs it again", "digest", b.String())
 	}

@@ -24,12 +24,16 @@ import (
 // (a bind, an overlay with an empty upper directory), it works on that and
 // mounts nothing.
 type Walking struct {
-	store content.Store
+	store      content.Store
+	processors []Processor
 }
 
 // NewWalking makes a differ that reads blobs from and writes them to store.
-// Unpack and FixImplied need none.
-func NewWalking(store content.Store) *Walking { return &Walking{store: store} }
+// Unpack and FixImplied need none. Of processors that accept the same media
+// type the first is used.
+func NewWalking(store content.Store, processors ...Processor) *Walking {
+	return &Walking{store: store, processors: processors}
+}
 
 // Apply is Applier.Apply.
 func (w *Walking) Apply(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, opts ApplyOptions) (ispec.Descriptor, error) {
@@ -38,7 +42,7 @@ func (w *Walking) Apply(ctx context.Context, desc ispec.Descriptor, mounts []obj
 		return ispec.Descriptor{}, fmt.Errorf("apply layer %s: %w", desc.Digest, err)
 	}
 	defer blob.Close()
-	un, err := w.Unpack(ctx, desc.MediaType, io.NewSectionReader(blob, 0, blob.Size()), mounts, false)
+	un, err := w.unpack(ctx, desc.MediaType, io.NewSectionReader(blob, 0, blob.Size()), mounts, false, opts.ProcessorPayloads)
 	if err != nil {
 		return ispec.Descriptor{}, fmt.Errorf("apply layer %s: %w", desc.Digest, err)
 	}
@@ -52,14 +56,23 @@ func (w *Walking) Apply(ctx context.Context, desc ispec.Descriptor, mounts []obj
 
 // Unpack is Unpacker.Unpack.
 func (w *Walking) Unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool) (Unpacked, error) {
-	format, err := formatOf(mediaType)
-	if err != nil {
-		return Unpacked{}, err
-	}
+	return w.unpack(ctx, mediaType, r, mounts, apart, nil)
+}
+
+func (w *Walking) unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool, payloads map[string]object.Any) (Unpacked, error) {
 	var un Unpacked
+	layer, err := w.Open(ctx, mediaType, r, payloads)
+	if err != nil {
+		return un, err
+	}
+	defer layer.Close()
 	err = withPlace(ctx, mounts, apart, func(p place) error {
-		applied, err := un.read(ctx, format, r, p)
+		applied, err := un.read(ctx, layer, p)
 		if err != nil {
+			return err
+		}
+		// Past what the decoders wanted of it.
+		if _, err := io.Copy(io.Discard, r); err != nil {
 			return err
 		}
 		un.Implied = applied.Implied
@@ -70,17 +83,15 @@ func (w *Walking) Unpack(ctx context.Context, mediaType string, r io.Reader, mou
 			return archive.Inherit(p.root, parents, applied.Implied)
 		})
 	})
+	if p, ok := layer.(*processed); ok && err != nil {
+		err = p.explain(err)
+	}
 	return un, err
 }
 
-// read takes r to its end: through the archive, past it to the end of the
-// compressed stream, for the diff ID covers that, and past it once more.
-func (un *Unpacked) read(ctx context.Context, f format, r io.Reader, p place) (archive.Applied, error) {
-	layer, err := f.open(r)
-	if err != nil {
-		return archive.Applied{}, err
-	}
-	defer layer.Close()
+// read takes layer to its end: through the archive, and past it, for the diff
+// ID covers that.
+func (un *Unpacked) read(ctx context.Context, layer io.Reader, p place) (archive.Applied, error) {
 	hash := sha256.New()
 	ahead := archive.NewAhead(layer, func(b []byte) {
 		hash.Write(b)
@@ -90,9 +101,6 @@ func (un *Unpacked) read(ctx context.Context, f format, r io.Reader, p place) (a
 	applied, err := archive.Apply(ctx, p.root, ahead, archive.ApplyOptions{Whiteouts: p.whiteouts})
 	if err == nil {
 		err = ahead.Drain()
-	}
-	if err == nil {
-		_, err = io.Copy(io.Discard, r)
 	}
 	if err != nil {
 		return archive.Applied{}, err

@@ -12,6 +12,8 @@
 //	name=kill           the process gets SIGKILL, and Hit does not return
 //	name=error          Hit returns an error, for callers that look at it
 //	name=delay:200ms    Hit returns after a while
+//	name=hold:FIFO      Hit opens the FIFO and returns when its writer closes it:
+//	                    a test knows by opening it that the moment has come
 //	name@3=kill         the same, at the third hit in this process; without a
 //	                    number kill and error happen at the first, delay at each
 //	list=FILE           the name of every hit is appended to FILE, one on a line

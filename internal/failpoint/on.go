@@ -5,6 +5,7 @@ package failpoint
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -19,7 +20,8 @@ const Variable = "BERTH_FAILPOINTS"
 
 // point is what happens at one name.
 type point struct {
-	do    string // kill, error or delay
+	do    string // kill, error, delay or hold
+	fifo  string // of hold
 	delay time.Duration
 	at    int64 // the hit that counts; 0: each
 	hits  atomic.Int64
@@ -62,6 +64,13 @@ func (p plan) hit(name string) error {
 	case "delay":
 		time.Sleep(pt.delay)
 		return nil
+	case "hold":
+		// A test that is over has removed the FIFO: nobody waits any more.
+		if f, err := os.Open(pt.fifo); err == nil {
+			io.Copy(io.Discard, f)
+			f.Close()
+		}
+		return nil
 	}
 	return fmt.Errorf("failpoint %s", name)
 }
@@ -101,6 +110,8 @@ func parsePoint(name, do string) (*point, string, error) {
 			return nil, "", err
 		}
 		pt.do, pt.at = "delay", 0
+	} else if fifo, ok := strings.CutPrefix(do, "hold:"); ok {
+		pt.do, pt.fifo = "hold", fifo
 	} else if do != "kill" && do != "error" {
 		return nil, "", fmt.Errorf("unknown action %q", do)
 	}

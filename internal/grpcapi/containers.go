@@ -3,8 +3,10 @@ package grpcapi
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"berth/internal/meta"
+	"berth/internal/object"
 	"berth/internal/wire/records"
 
 	api "github.com/containerd/containerd/api/services/containers/v1"
@@ -15,6 +17,8 @@ import (
 type containers struct {
 	api.UnimplementedContainersServer
 	db *meta.DB
+	// size of the last list of everything: the next is likely to be as long.
+	size atomic.Int64
 }
 
 func (s *containers) store(ctx context.Context) meta.Containers {
@@ -30,23 +34,46 @@ func (s *containers) Get(ctx context.Context, req *api.GetContainerRequest) (*ap
 	return &api.GetContainerResponse{Container: records.ContainerToProto(c)}, nil
 }
 
+// listedContainers is the field of ListContainersResponse, and the container that
+// of ListContainerMessage.
+const listedContainers = 1
+
+// List passes the records on as they are stored: the response carries their
+// encoding as fields that it need not know, which is what it looks like on the
+// wire when it knows them.
 func (s *containers) List(ctx context.Context, req *api.ListContainersRequest) (*api.ListContainersResponse, error) {
-	list, err := s.store(ctx).List(ctx, req.Filters...)
-	if err != nil {
+	encoded := make([]byte, 0, s.size.Load())
+	if err := s.store(ctx).Each(ctx, func(c *object.StoredContainer) {
+		encoded = records.AppendContainer(encoded, listedContainers, c)
+	}, req.Filters...); err != nil {
 		return nil, err
 	}
-	return &api.ListContainersResponse{Containers: records.ContainersToProto(list)}, nil
+	if len(req.Filters) == 0 {
+		s.size.Store(int64(len(encoded)) + 4096)
+	}
+	resp := &api.ListContainersResponse{}
+	resp.ProtoReflect().SetUnknown(encoded)
+	return resp, nil
 }
 
+// ListStream sends a consistent list, however slowly the client takes it.
 func (s *containers) ListStream(req *api.ListContainersRequest, stream api.Containers_ListStreamServer) error {
-	list, err := s.store(stream.Context()).List(stream.Context(), req.Filters...)
-	if err != nil {
+	var encoded []byte
+	var ends []int
+	if err := s.store(stream.Context()).Each(stream.Context(), func(c *object.StoredContainer) {
+		encoded = records.AppendContainer(encoded, listedContainers, c)
+		ends = append(ends, len(encoded))
+	}, req.Filters...); err != nil {
 		return err
 	}
-	for _, c := range list {
-		if err := stream.Send(&api.ListContainerMessage{Container: records.ContainerToProto(c)}); err != nil {
+	start := 0
+	for _, end := range ends {
+		m := &api.ListContainerMessage{}
+		m.ProtoReflect().SetUnknown(encoded[start:end])
+		if err := stream.Send(m); err != nil {
 			return err
 		}
+		start = end
 	}
 	return nil
 }

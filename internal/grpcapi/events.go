@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 type eventService struct {
@@ -80,6 +81,10 @@ func (s ttrpcEvents) Forward(ctx context.Context, req *ttrpcapi.ForwardRequest) 
 func forward(ctx context.Context, x *events.Exchange, envelope *types.Envelope) error {
 	if envelope == nil {
 		return fmt.Errorf("envelope required: %w", errdefs.ErrInvalidArgument)
+	}
+	if envelope.Timestamp == nil {
+		// Compat: without a time it counts as of 1970.
+		envelope.Timestamp = &timestamppb.Timestamp{}
 	}
 	return x.Forward(ctx, wire.EventFromProto(envelope))
 }

@@ -13,6 +13,7 @@ import (
 	"berth/internal/content"
 	"berth/internal/content/contenttest"
 	"berth/internal/diff"
+	"berth/internal/diff/difftest"
 	"berth/internal/events"
 	"berth/internal/meta"
 	"berth/internal/mount"
@@ -32,8 +33,9 @@ import (
 
 // stores is a daemon's stores behind its own services, and a connection to them.
 type stores struct {
-	db   *meta.DB
-	conn *grpc.ClientConn
+	db     *meta.DB
+	conn   *grpc.ClientConn
+	socket string
 }
 
 // leased is a scope of the stores in which the collector takes nothing.
@@ -44,6 +46,18 @@ func (s stores) leased(t *testing.T) grpc.ClientConnInterface {
 		t.Fatal(err)
 	}
 	return remote.Scope(s.conn, "test", lease.ID)
+}
+
+// proxied is leased through the connection that a daemon has to a proxy plugin.
+func (s stores) proxied(t *testing.T, name string) grpc.ClientConnInterface {
+	t.Helper()
+	s.leased(t)
+	p, err := remote.NewProxy(name, s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return remote.Scope(p, "test", "all")
 }
 
 // serveStores needs root, to whom snapshots belong. The namespace is "test".
@@ -101,7 +115,7 @@ func serveStores(t *testing.T) stores {
 		over.Close()
 		nat.Close()
 	})
-	return stores{db, conn}
+	return stores{db, conn, socket}
 }
 
 func TestSnapshotContractAcrossSocket(t *testing.T) {
@@ -113,6 +127,63 @@ func TestSnapshotContractAcrossSocket(t *testing.T) {
 					return remote.NewSnapshots(serveStores(t).leased(t), remote.Snapshotter{Name: name})
 				},
 			})
+		})
+	}
+}
+
+func TestSnapshotContractOfProxy(t *testing.T) {
+	for name, rebase := range map[string]bool{"overlayfs": true, "native": false} {
+		t.Run(name, func(t *testing.T) {
+			snapshottest.Run(t, snapshottest.Config{
+				Rebase: rebase,
+				New: func(t *testing.T) snapshot.Snapshotter {
+					return remote.NewSnapshots(serveStores(t).proxied(t, name), remote.Snapshotter{Name: name})
+				},
+			})
+		})
+	}
+}
+
+func TestContentContractOfProxy(t *testing.T) {
+	contenttest.Suite{
+		Open:            func(t *testing.T) content.Store { return remote.NewContent(serveStores(t).proxied(t, "content")) },
+		StatelessReader: true,
+	}.Run(t)
+}
+
+func diffFixture(d diff.Differ, store content.Store, s snapshot.Snapshotter) difftest.Fixture {
+	return difftest.Fixture{
+		Differ: d, Store: store,
+		Prepare: func(ctx context.Context, key, parent string) ([]object.Mount, error) {
+			return s.Prepare(ctx, key, parent, nil)
+		},
+		View: func(ctx context.Context, key, parent string) ([]object.Mount, error) {
+			return s.View(ctx, key, parent, nil)
+		},
+		Commit: func(ctx context.Context, name, key string) error {
+			return s.Commit(ctx, name, key, snapshot.CommitOptions{})
+		},
+	}
+}
+
+func TestDiffContract(t *testing.T) {
+	for name, of := range map[string]func(*testing.T, stores) difftest.Fixture{
+		"local": func(t *testing.T, s stores) difftest.Fixture {
+			s.leased(t)
+			scope := s.db.Scope("test", "all")
+			over, err := scope.Snapshotter("overlayfs")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return diffFixture(diff.NewWalking(scope.Content()), scope.Content(), over)
+		},
+		"proxy": func(t *testing.T, s stores) difftest.Fixture {
+			p := s.proxied(t, "diff")
+			return diffFixture(remote.NewDiff(p), remote.NewContent(p), remote.NewSnapshots(p, remote.Snapshotter{Name: "native"}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			difftest.Run(t, func(t *testing.T) difftest.Fixture { return of(t, serveStores(t)) })
 		})
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"berth/internal/diff"
 	"berth/internal/events"
 	"berth/internal/meta"
+	"berth/internal/mount/activation"
+	"berth/internal/registry"
+	"berth/internal/sandbox"
 	"berth/internal/task"
 	"berth/internal/transfer"
 
@@ -30,23 +33,28 @@ import (
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // Options of the API: the engines behind it, and what it tells about the
-// daemon. All are required but HostDir
+// daemon. All are required but Registry
 // and Activity.
 type Options struct {
 	DB       *meta.DB
 	Events   *events.Exchange
 	Tasks    *task.Manager
 	Transfer *transfer.Service
+	Mounts   *activation.Table
+	// Sandboxers are the sandbox controllers by name.
+	Sandboxers map[string]sandbox.Controller
 	// Differ opens the differ over the content of a scope.
 	Differ func(Scope) diff.Applier
 	// SyncDiffs makes every apply of a layer durable before it returns.
 	SyncDiffs bool
-	// HostDir has hosts.toml files for transfers that name no directory.
-	HostDir string
+	// Registry is what transfers from and to registries begin with; clients may
+	// name another directory of hosts.toml files.
+	Registry func() registry.Options
 	// Plugins are the parts of the daemon for introspection, in order of start.
 	Plugins []Plugin
 	// UUID identifies this daemon's root for ever.
@@ -106,16 +114,16 @@ func NewServer(o Options, serverOptions ...grpc.ServerOption) *Server {
 	imagesapi.RegisterImagesServer(s, &images{db: o.DB})
 	introspectionapi.RegisterIntrospectionServer(s, &introspection{plugins: o.Plugins, uuid: o.UUID, manager: o.Tasks})
 	leasesapi.RegisterLeasesServer(s, &leases{db: o.DB})
-	mountsapi.RegisterMountsServer(s, mountsapi.UnimplementedMountsServer{})
+	mountsapi.RegisterMountsServer(s, &mounts{table: o.Mounts})
 	namespacesapi.RegisterNamespacesServer(s, &namespaces{db: o.DB})
 	sandboxapi.RegisterStoreServer(s, &sandboxes{db: o.DB})
-	sandboxapi.RegisterControllerServer(s, sandboxControllers{})
+	sandboxapi.RegisterControllerServer(s, &sandboxControllers{named: o.Sandboxers})
 	snapshotsapi.RegisterSnapshotsServer(s, &snapshots{db: o.DB})
 	streamingapi.RegisterStreamingServer(s, named)
 	tasksapi.RegisterTasksServer(s, &tasks{db: o.DB, manager: o.Tasks, log: o.Log})
-	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, hostDir: o.HostDir, log: o.Log})
+	transferapi.RegisterTransferServer(s, &transfers{engine: o.Transfer, streams: named, registry: o.Registry, log: o.Log})
 	versionapi.RegisterVersionServer(s, versionService{version: o.Version, revision: o.Revision})
-	healthapi.RegisterHealthServer(s, healthService{})
+	healthapi.RegisterHealthServer(s, health.NewServer())
 	return &Server{s, stop}
 }
 

@@ -105,6 +105,9 @@ func (s *snapshots) Update(ctx context.Context, req *api.UpdateSnapshotRequest) 
 	if err != nil {
 		return nil, err
 	}
+	if req.Info.GetName() == "" {
+		return nil, required("name of the snapshot")
+	}
 	info, err := sn.Update(ctx, records.SnapshotFromProto(req.Info), req.UpdateMask.GetPaths()...)
 	if err != nil {
 		return nil, err

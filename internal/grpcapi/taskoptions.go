@@ -1,7 +1,6 @@
 package grpcapi
 
 import (
-	"context"
 	"fmt"
 
 	"berth/internal/object"
@@ -12,16 +11,11 @@ import (
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// restoreAnnotation names, on the checkpoint of a request, a directory on this
-// host that has the images to restore from (CRI's way).
-const restoreAnnotation = "RestoreFromPath"
-
 // createOptions gathers what a request to create a task says in its several
-// places. The checkpoint comes from the annotation, or from runc's options, or
-// would have to be unpacked from the content store.
+// places. The checkpoint comes from the annotation, or from runc's options; create
+// takes it from the content store otherwise.
 func createOptions(req *api.CreateTaskRequest) (task.CreateOptions, error) {
 	opts := task.CreateOptions{
 		Rootfs:      wire.MountsFromProto(req.Rootfs),
@@ -47,40 +41,8 @@ func createOptions(req *api.CreateTaskRequest) (task.CreateOptions, error) {
 			opts.Version = o.TaskApiVersion
 		}
 	}
-	if req.Checkpoint == nil {
-		return opts, nil
-	}
-	if path := req.Checkpoint.Annotations[restoreAnnotation]; path != "" {
+	if path := req.Checkpoint.GetAnnotations()[restoreAnnotation]; path != "" {
 		opts.Checkpoint = path
 	}
-	if opts.Checkpoint == "" {
-		return opts, fmt.Errorf("restore from checkpoint %s: checkpoints in the content store are not supported yet: %w", req.Checkpoint.Digest, errdefs.ErrNotImplemented)
-	}
 	return opts, nil
-}
-
-// Checkpoint writes a checkpoint to the directory that runc's options name.
-func (s *tasks) Checkpoint(ctx context.Context, req *api.CheckpointTaskRequest) (*api.CheckpointTaskResponse, error) {
-	path, err := checkpointPath(req.Options)
-	if err != nil {
-		return nil, err
-	}
-	if path == "" {
-		return nil, fmt.Errorf("checkpoint of %s: name an image path: checkpoints in the content store are not supported yet: %w", req.ContainerID, errdefs.ErrNotImplemented)
-	}
-	if err := s.manager.Checkpoint(ctx, ScopeOf(ctx).Namespace, req.ContainerID, path, wire.AnyFromProto(req.Options)); err != nil {
-		return nil, err
-	}
-	return &api.CheckpointTaskResponse{}, nil
-}
-
-func checkpointPath(a *anypb.Any) (string, error) {
-	if a == nil {
-		return "", nil
-	}
-	var o options.CheckpointOptions
-	if err := typeurl.UnmarshalTo(a, &o); err != nil {
-		return "", fmt.Errorf("checkpoint options: %v: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return o.ImagePath, nil
 }

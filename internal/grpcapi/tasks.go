@@ -34,7 +34,7 @@ func (s *tasks) Create(ctx context.Context, req *api.CreateTaskRequest) (*api.Cr
 	if err != nil {
 		return nil, err
 	}
-	pid, err := s.manager.Create(ctx, scope.Namespace, c, opts)
+	pid, err := s.create(ctx, req, c, opts)
 	if err != nil {
 		return nil, err
 	}

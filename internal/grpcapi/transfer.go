@@ -25,9 +25,9 @@ type transfers struct {
 	transferapi.UnimplementedTransferServer
 	engine  *transfer.Service
 	streams *streams
-	// hostDir is where hosts.toml files are when the client names no directory.
-	hostDir string
-	log     *slog.Logger
+	// registry is what the options of every remote begin with.
+	registry func() registry.Options
+	log      *slog.Logger
 }
 
 func (s *transfers) Transfer(ctx context.Context, req *transferapi.TransferRequest) (*emptypb.Empty, error) {
@@ -226,14 +226,13 @@ func imageTarget(to *api.ImageStore) transfer.ImageTarget {
 // remote is the registry's end of a transfer as the client describes it.
 func (c *transferCall) remote(r *api.OCIRegistry) (*registry.Remote, error) {
 	resolver := r.GetResolver()
-	opts := registry.Options{
-		Headers:       make(http.Header),
-		HostDir:       resolver.GetHostDir(),
-		DefaultScheme: resolver.GetDefaultScheme(),
-		Log:           c.log,
+	var opts registry.Options
+	if c.registry != nil {
+		opts = c.registry()
 	}
-	if opts.HostDir == "" {
-		opts.HostDir = c.hostDir
+	opts.Headers, opts.DefaultScheme, opts.Log = make(http.Header), resolver.GetDefaultScheme(), c.log
+	if dir := resolver.GetHostDir(); dir != "" {
+		opts.HostDir = dir
 	}
 	for k, v := range resolver.GetHeaders() {
 		opts.Headers.Add(k, v)

@@ -99,3 +99,41 @@ func RefKey(desc ispec.Descriptor) string {
 		return "unknown-" + key
 	}
 }
+
+// ociTypes are the counterparts of Docker's media types.
+func ociTypes() map[string]string {
+	return map[string]string{
+		DockerManifest: ispec.MediaTypeImageManifest, DockerIndex: ispec.MediaTypeImageIndex, DockerConfig: ispec.MediaTypeImageConfig,
+		DockerLayer: ispec.MediaTypeImageLayer, DockerLayerGzip: ispec.MediaTypeImageLayerGzip, DockerLayerZstd: ispec.MediaTypeImageLayerZstd,
+		DockerForeignLayer: nonDistributable, DockerForeignLayerGzip: nonDistributable + "+gzip",
+	}
+}
+
+const nonDistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+
+// OCIMediaType is the OCI counterpart of a media type of Docker's; others are
+// returned as they are.
+func OCIMediaType(mediaType string) string {
+	if mt, ok := ociTypes()[mediaType]; ok {
+		return mt
+	}
+	return mediaType
+}
+
+// Recompressed is the media type of a tar layer in another compression: "",
+// "gzip" or "zstd". Other media types, and tar layers that are encrypted, are
+// returned as they are.
+func Recompressed(mediaType, compression string) string {
+	for _, family := range []struct{ plain, sep string }{
+		{ispec.MediaTypeImageLayer, "+"}, {nonDistributable, "+"}, {DockerLayer, "."}, {DockerForeignLayer, "."},
+	} {
+		switch strings.TrimPrefix(mediaType, family.plain) {
+		case "", family.sep + "gzip", family.sep + "zstd":
+			if compression == "" {
+				return family.plain
+			}
+			return family.plain + family.sep + compression
+		}
+	}
+	return mediaType
+}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/boltx"
+
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
@@ -140,7 +142,7 @@ func readBackup(path string) (data []byte, made time.Time, err error) {
 	if !bytes.Equal(sum[:], data[end+len(backupMagic):]) {
 		return nil, made, damaged("the checksum of %s does not match", path)
 	}
-	if _, err := verifyNewest(data[:end]); err != nil {
+	if _, err := boltx.VerifyNewest(data[:end]); err != nil {
 		return nil, made, fmt.Errorf("backup %s: %w", path, err)
 	}
 	if st, err := os.Stat(path); err == nil {
@@ -151,13 +153,13 @@ func readBackup(path string) (data []byte, made time.Time, err error) {
 
 // verifyFile looks through an open bolt file.
 func verifyFile(f *os.File) (err error) {
-	defer catchFaults(&err)()
-	data, unmap, err := mapFile(f)
+	defer boltx.CatchFaults(&err)()
+	data, unmap, err := boltx.Map(f)
 	if err != nil {
 		return err
 	}
 	defer unmap()
-	_, err = verifyNewest(data)
+	_, err = boltx.VerifyNewest(data)
 	return err
 }
 

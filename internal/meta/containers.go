@@ -77,6 +77,7 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 		if all && updated.Runtime.Name != ctr.Runtime.Name {
 			return invalid("container %s: the runtime is %q and cannot be changed to %q", ctr.ID, updated.Runtime.Name, ctr.Runtime.Name)
 		}
+		removed := false
 		if err := (fieldMask{"container " + ctr.ID, fieldpaths}).apply(func(field, key string) bool {
 			switch {
 			case field == keyLabels:
@@ -86,6 +87,7 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 			case key != "":
 				return false
 			case field == keySpec:
+				removed = updated.Spec != nil && ctr.Spec == nil
 				updated.Spec = ctr.Spec
 			case field == keyImage:
 				updated.Image = ctr.Image
@@ -97,6 +99,9 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 			return true
 		}); err != nil {
 			return err
+		}
+		if removed {
+			return invalid("container %s: the spec can be changed, not removed", ctr.ID)
 		}
 		if err := c.check(&updated); err != nil {
 			return err
@@ -137,9 +142,6 @@ func (c Containers) check(ctr *object.Container) error {
 	}
 	if err := checkRuntime(what, ctr.Runtime); err != nil {
 		return err
-	}
-	if ctr.Spec == nil {
-		return invalid("%s has no spec", what)
 	}
 	if ctr.SnapshotKey != "" && ctr.Snapshotter == "" {
 		return invalid("%s names the snapshot %q, but no snapshotter", what, ctr.SnapshotKey)

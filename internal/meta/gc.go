@@ -3,7 +3,6 @@ package meta
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -122,10 +121,13 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 	}
 	defer func() { <-db.collecting }()
 	start := time.Now()
-	if err := db.serially(func() { db.touched = map[node]struct{}{} }); err != nil {
-		return stats, nil, fmt.Errorf("collect garbage: %w", err)
-	}
-	defer func() { err = errors.Join(err, db.serially(func() { db.touched = nil })) }()
+	defer func() {
+		if db.collected != nil && ctx.Err() == nil {
+			db.collected(time.Since(start), err)
+		}
+	}()
+	db.bolt.Alone(func() { db.touched = map[node]struct{}{} })
+	defer db.bolt.Alone(func() { db.touched = nil })
 	m := newMarker(db.now())
 	var candidates []node
 	if err := db.view(ctx, func(tx *bolt.Tx) error {
@@ -152,16 +154,6 @@ func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct
 	return stats, db.cleanBackends(), nil
 }
 
-// serially runs fn while no write transaction is open; it writes nothing.
-func (db *DB) serially(fn func()) error {
-	tx, err := db.bolt.Begin(true)
-	if err != nil {
-		return err
-	}
-	fn()
-	return tx.Rollback()
-}
-
 // touch notes that a write transaction writes the record of n: the barrier.
 // Only write transactions call it, so it needs no lock.
 func (db *DB) touch(n node) {
@@ -172,7 +164,7 @@ func (db *DB) touch(n node) {
 
 // sweep removes the records of a batch that are still garbage.
 func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
-	err = db.submit(func(tx *bolt.Tx) error {
+	err = db.bolt.Update(context.Background(), func(tx *bolt.Tx) error {
 		removed = nil
 		m.tx = tx
 		for n := range db.touched {

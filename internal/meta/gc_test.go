@@ -230,9 +230,7 @@ func TestCollectBarrier(t *testing.T) {
 			f.snap(t, "ns", "garbage", "", nil)
 
 			// collect, taken apart.
-			if err := f.serially(func() { f.touched = map[node]struct{}{} }); err != nil {
-				t.Fatal(err)
-			}
+			f.bolt.Alone(func() { f.touched = map[node]struct{}{} })
 			m := newMarker(f.now())
 			var candidates []node
 			if err := f.view(t.Context(), func(tx *bolt.Tx) error { candidates = m.mark(tx); return nil }); err != nil {

@@ -6,8 +6,8 @@
 // views of the content store and the snapshotters. Names in backends are the
 // namespace's name, a number and the caller's key.
 //
-// Transactions (tx.go): every call makes at most one write transaction, calls
-// that come at the same time share it, reads never wait. No transaction is open
+// Transactions (package boltx): every call makes at most one write transaction,
+// calls that come at the same time share it, reads never wait. No transaction is open
 // during a call to a backend, to a caller's function or to the exchange; where a
 // change takes both a backend and a record, a lock of that one object's name
 // holds them together, and the order of the two says what a crash leaves.
@@ -16,13 +16,12 @@
 // Collection of garbage: gc.go says what stays and why it is safe to decide
 // that beside writers; clean.go takes backends' bytes; schedule.go decides when.
 //
-// Damage: Open looks through the file before bolt does (pages.go), and replaces
-// one that is damaged by what it can save (rescue.go, adopt.go), with the help of
+// Damage: Open looks through the file before bolt does (package boltx), and
+// replaces one that is damaged by what it can save (rescue.go, adopt.go), with the help of
 // backups that are made as changes go on (backup.go).
 //
-// Lock order: the lock of a name (locks), then a claim (claims), then the place
-// in the group of writers, then bolt's own. The mutexes of writers, scheduler,
-// backups, claims and locks are leaves.
+// Lock order: the lock of a name (locks), then a claim (claims), then the locks
+// of package boltx. The mutexes of scheduler, backups, claims and locks are leaves.
 //
 // Goroutines: the timers of scheduler and backups run a collection or a backup
 // in one of their own; a collection starts one for each backend that it cleans.
@@ -42,14 +41,15 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/boltx"
 	"berth/internal/content"
 	"berth/internal/events"
 	"berth/internal/par"
 	"berth/internal/snapshot"
+	"berth/internal/trace"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 )
 
 // Options of Open. Path, Content, Snapshotters and Events are required.
@@ -71,12 +71,17 @@ type Options struct {
 	// LockTimeout is how long Open waits for another process that has the
 	// database open; 10 s when 0.
 	LockTimeout time.Duration
+	// NoSync leaves it to the kernel when transactions reach the disk.
+	NoSync bool
+	// Collected, unless nil, is called after each garbage collection, by whoever
+	// asked for it: it must not take long.
+	Collected func(took time.Duration, err error)
 }
 
 // DB is the metadata database.
 type DB struct {
 	path     string
-	bolt     *bolt.DB
+	bolt     *boltx.DB
 	content  blobBackend
 	backends map[string]*backend
 	events   *events.Exchange
@@ -85,7 +90,6 @@ type DB struct {
 	log      *slog.Logger
 	report   Report
 
-	writers writers
 	claims  claims
 	locks   par.Locks[string] // of snapshots, by snapshotter, namespace and key
 	numbers numbers
@@ -94,6 +98,9 @@ type DB struct {
 
 	collecting chan struct{}     // capacity 1: held by the collection that runs
 	touched    map[node]struct{} // the barrier of gc.go; belongs to the write transaction
+
+	noSync    bool
+	collected func(time.Duration, error)
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
@@ -111,6 +118,8 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 		isolated:   opts.Isolated,
 		clock:      opts.Now,
 		log:        opts.Log,
+		noSync:     opts.NoSync,
+		collected:  opts.Collected,
 		collecting: make(chan struct{}, 1),
 	}
 	db.content.store = opts.Content
@@ -131,7 +140,7 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 	if opts.GC != nil {
 		gc = *opts.GC
 	}
-	db.ctx, db.cancel = context.WithCancel(context.Background())
+	db.ctx, db.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	db.sched = newScheduler(gc, db.clock, db.collectInBackground)
 	db.backup.run = db.backupInBackground
 	timeout := opts.LockTimeout
@@ -150,7 +159,7 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 	if err := os.MkdirAll(filepath.Dir(db.path), 0o711); err != nil {
 		return err
 	}
-	f, err := lockFile(ctx, db.path, timeout)
+	f, err := boltx.Lock(ctx, db.path, timeout)
 	if err != nil {
 		return err
 	}
@@ -162,12 +171,15 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 	if report.Damage != nil {
 		// The lock is that of the file which was put aside.
 		f.Close()
-		if f, err = lockFile(ctx, db.path, timeout); err != nil {
+		if f, err = boltx.Lock(ctx, db.path, timeout); err != nil {
 			return err
 		}
 	}
-	if err := db.openBolt(f); err != nil {
+	if db.bolt, err = boltx.New(f, "meta"); err != nil {
 		return err
+	}
+	if db.noSync {
+		db.bolt.NoSync()
 	}
 	defer func() {
 		if err != nil {
@@ -203,56 +215,6 @@ func (db *DB) open(ctx context.Context, timeout time.Duration) (err error) {
 		return db.adoptOrphans(ctx)
 	}
 	return nil
-}
-
-// openBolt opens the file that is locked already; bolt owns it from then on.
-func (db *DB) openBolt(f *os.File) (err error) {
-	defer catchFaults(&err)()
-	db.bolt, err = bolt.Open(db.path, 0o600, &bolt.Options{
-		// The lock belongs to the open file: bolt's own attempt succeeds.
-		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return f, nil },
-		// As containerd does. The free list is found by a walk when the file is
-		// opened, and not written with every commit.
-		NoFreelistSync: true,
-		FreelistType:   bolt.FreelistMapType,
-		NoStatistics:   true,
-		// Addresses, not memory: the file need not be mapped anew when it
-		// grows, for which a writer would wait for all readers, and readers
-		// for it.
-		InitialMmapSize: 1 << 30,
-	})
-	if err != nil {
-		return errors.Join(err, f.Close())
-	}
-	db.bolt.AllocSize = 1 << 20
-	return nil
-}
-
-// lockFile opens the database's file, which it makes when there is none, and
-// locks it as bolt does.
-func lockFile(ctx context.Context, path string, timeout time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.Join(&os.PathError{Op: "lock", Path: path, Err: err}, f.Close())
-		}
-		// There is no lock with a timeout; this happens at start-up only.
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("another process, perhaps a daemon that still runs, has it open: %w", errdefs.ErrUnavailable)
-		}
-	}
 }
 
 // Report tells what Open found and did.
@@ -298,7 +260,10 @@ func (db *DB) waitForBackends() {
 }
 
 func (db *DB) collectInBackground() bool {
-	_, _, err := db.collect(db.ctx)
+	ctx, span := trace.Start(db.ctx, "gc.collect")
+	stats, _, err := db.collect(ctx)
+	span.Set(trace.Int("removed", stats.Removed))
+	span.End(err)
 	if err != nil && db.ctx.Err() == nil {
 		db.log.Error("garbage collection failed", "error", err)
 	}

@@ -156,7 +156,6 @@ func TestContainers(t *testing.T) {
 	for name, change := range map[string]func(*object.Container){
 		"bad ID":              func(c *object.Container) { c.ID = "a b" },
 		"no runtime":          func(c *object.Container) { c.Runtime.Name = "" },
-		"no spec":             func(c *object.Container) { c.Spec = nil },
 		"key, no snapshotter": func(c *object.Container) { c.SnapshotKey = "k" },
 		"nameless extension":  func(c *object.Container) { c.Extensions = map[string]object.Any{"": {}} },
 	} {
@@ -165,6 +164,71 @@ func TestContainers(t *testing.T) {
 		_, err := containers.Create(ctx, ctr)
 		wantErr(t, name, err, errdefs.ErrInvalidArgument)
 	}
+}
+
+// Each finds what List does.
+func TestEachContainer(t *testing.T) {
+	f := newFixture(t)
+	s := f.Scope("ns", "").Containers()
+	if err := s.Each(t.Context(), func(*object.StoredContainer) { t.Error("found one") }); err != nil {
+		t.Error(err)
+	}
+	for i := range 300 {
+		ctr := testContainer(fmt.Sprintf("c%d", i))
+		if i%3 > 0 {
+			ctr.Labels = map[string]string{"k": fmt.Sprint(i), "long": strings.Repeat("x", i*10)}
+			ctr.Image, ctr.Snapshotter, ctr.SnapshotKey, ctr.SandboxID = "image", "fake", "key", "pod"
+		}
+		if i%3 > 1 {
+			ctr.Spec.Value = make([]byte, i*50)
+			ctr.Runtime.Options = &object.Any{TypeURL: "options", Value: []byte{1, 2}}
+			ctr.Extensions = map[string]object.Any{"a": {TypeURL: "x", Value: make([]byte, i)}, "b": {TypeURL: "y"}}
+		}
+		must(s.Create(t.Context(), ctr))(t)
+	}
+	for _, filters := range [][]string{nil, {"id==c7"}, {"labels.k~=^1"}, {"image==image,runtime.name~=runc", "labels.long"}, {"image!=image"}} {
+		want := must(s.List(t.Context(), filters...))(t)
+		var got []object.Container
+		if err := s.Each(t.Context(), func(c *object.StoredContainer) { got = append(got, fromStored(t, c)) }, filters...); err != nil {
+			t.Fatal(err)
+		}
+		if len(want) == 0 || !reflect.DeepEqual(got, want) {
+			t.Errorf("%v: %d containers, want %d", filters, len(got), len(want))
+		}
+	}
+	wantErr(t, "malformed filter", s.Each(t.Context(), nil, "id="), errdefs.ErrInvalidArgument)
+}
+
+func fromStored(t *testing.T, s *object.StoredContainer) object.Container {
+	t.Helper()
+	decode := func(b []byte) *object.Any {
+		if b == nil {
+			return nil
+		}
+		a := new(object.Any)
+		if err := a.UnmarshalBinary(b); err != nil {
+			t.Error(err)
+		}
+		return a
+	}
+	c := object.Container{
+		ID: string(s.ID), Image: string(s.Image), Snapshotter: string(s.Snapshotter), SnapshotKey: string(s.SnapshotKey),
+		SandboxID: string(s.SandboxID), Runtime: object.Runtime{Name: string(s.RuntimeName), Options: decode(s.RuntimeOptions)},
+		Spec: decode(s.Spec), CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt,
+	}
+	for _, l := range s.Labels {
+		if c.Labels == nil {
+			c.Labels = map[string]string{}
+		}
+		c.Labels[string(l.Key)] = string(l.Value)
+	}
+	for _, e := range s.Extensions {
+		if c.Extensions == nil {
+			c.Extensions = map[string]object.Any{}
+		}
+		c.Extensions[string(e.Key)] = *decode(e.Value)
+	}
+	return c
 }
 
 func TestSandboxes(t *testing.T) {
@@ -461,9 +525,20 @@ func BenchmarkContainerList10000(b *testing.B) {
 	}); err != nil {
 		b.Fatal(err)
 	}
-	for b.Loop() {
-		if all, err := f.Scope("ns", "").Containers().List(b.Context()); err != nil || len(all) != 10000 {
-			b.Fatal(len(all), err)
+	b.Run("List", func(b *testing.B) {
+		for b.Loop() {
+			if all, err := f.Scope("ns", "").Containers().List(b.Context()); err != nil || len(all) != 10000 {
+				b.Fatal(len(all), err)
+			}
 		}
-	}
+	})
+	b.Run("Each", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			n := 0
+			if err := f.Scope("ns", "").Containers().Each(b.Context(), func(*object.StoredContainer) { n++ }); err != nil || n != 10000 {
+				b.Fatal(n, err)
+			}
+		}
+	})
 }

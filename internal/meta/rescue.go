@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/boltx"
+
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
@@ -23,6 +25,9 @@ type Report struct {
 	// was read. Unreadable names those that could not be; they are still there.
 	Unclean    bool
 	Unreadable []string
+	// Undone is the number of a transaction that a power cut has torn, 0 when
+	// there was none: its calls had not returned.
+	Undone uint64
 
 	// Damage is what was wrong with the file; nil when nothing was, and then
 	// nothing of what follows is set.
@@ -55,29 +60,25 @@ type Report struct {
 //   - otherwise every record of the damaged file that can be read, and from the
 //     backup those that cannot.
 func rescueFile(f *os.File, path string, now time.Time) (tx uint64, r Report, err error) {
-	defer catchFaults(&err)()
-	data, unmap, err := mapFile(f)
+	defer boltx.CatchFaults(&err)()
+	tx, r.Undone, r.Damage = boltx.Check(f, cleanMark(path))
+	data, unmap, err := boltx.Map(f)
 	if err != nil {
 		return 0, r, err
 	}
 	defer unmap()
-	if len(data) == 0 {
+	switch {
+	case len(data) == 0:
 		// bolt would begin anew. Where there is a backup, there was more.
 		if _, _, err := readBackup(path); err != nil {
 			return 0, r, nil
 		}
-	} else {
-		m, err := verifyMapped(data)
-		if err == nil {
-			err = missesLast(data, m, path)
-		}
-		if err == nil {
-			return m.tx, r, nil
-		}
-		r.Damage = err
+		r.Damage = damaged("the file is empty")
+	case r.Damage == nil:
+		r.Damage = missesLast(data, tx, path)
 	}
 	if r.Damage == nil {
-		r.Damage = damaged("the file is empty")
+		return tx, r, nil
 	}
 	return 0, r, rebuildFile(data, path, now, &r)
 }
@@ -85,17 +86,11 @@ func rescueFile(f *os.File, path string, now time.Time) (tx uint64, r Report, er
 // missesLast tells whether the meta page of the last transaction was damaged
 // after a clean shutdown: bolt would quietly go back to the one before. After a
 // crash it may be half written, and nobody was told that it had succeeded.
-func missesLast(data []byte, m boltMeta, path string) error {
-	if cleanMark(path) == m.tx+1 && len(readMetas(data)) == 1 {
-		return damaged("the last transaction, %d, is missing", m.tx+1)
+func missesLast(data []byte, tx uint64, path string) error {
+	if cleanMark(path) == tx+1 && len(boltx.ReadMetas(data)) == 1 {
+		return damaged("the last transaction, %d, is missing", tx+1)
 	}
 	return nil
-}
-
-// verifyMapped is verifyNewest with faults as errors.
-func verifyMapped(data []byte) (m boltMeta, err error) {
-	defer catchFaults(&err)()
-	return verifyNewest(data)
 }
 
 // rebuildFile replaces the file at path. Until the rename, a crash leaves the
@@ -116,10 +111,10 @@ func rebuildFile(data []byte, path string, now time.Time, r *Report) error {
 
 // rebuild writes a sound bolt file to f.
 func rebuild(data []byte, f *os.File, path string, r *Report) error {
-	metas := readMetas(data)
+	metas := boltx.ReadMetas(data)
 	backup, made, berr := readBackup(path)
 	switch {
-	case berr == nil && (len(metas) == 0 || readMetas(backup)[0].tx >= metas[0].tx):
+	case berr == nil && (len(metas) == 0 || boltx.ReadMetas(backup)[0].Tx >= metas[0].Tx):
 		r.BackupTime = made
 		r.Source = "the backup, which has all that the file had"
 		if len(metas) == 0 {
@@ -146,7 +141,7 @@ func rebuild(data []byte, f *os.File, path string, r *Report) error {
 
 // salvageInto adds the records that can be read to f, which is empty or has the
 // backup.
-func salvageInto(f *os.File, data []byte, metas []boltMeta, r *Report) error {
+func salvageInto(f *os.File, data []byte, metas []boltx.Meta, r *Report) error {
 	to, err := bolt.Open(f.Name(), 0o600, &bolt.Options{NoFreelistSync: true})
 	if err != nil {
 		return err
@@ -163,7 +158,7 @@ func salvageInto(f *os.File, data []byte, metas []boltMeta, r *Report) error {
 		}
 		s := &salvage{report: r, readable: map[string]bool{}, lost: map[string]bool{}}
 		if len(metas) > 0 {
-			s.file = newBoltFile(data, metas[0])
+			s.file = boltx.NewFile(data, metas[0])
 			if err := s.merge(v1); err != nil {
 				return err
 			}
@@ -176,25 +171,25 @@ func salvageInto(f *os.File, data []byte, metas []boltMeta, r *Report) error {
 	return errors.Join(err, to.Close())
 }
 
-func verifyPrevious(data []byte, m boltMeta) (err error) {
-	defer catchFaults(&err)()
-	return newBoltFile(data, m).verify()
+func verifyPrevious(data []byte, m boltx.Meta) (err error) {
+	defer boltx.CatchFaults(&err)()
+	return boltx.NewFile(data, m).Verify()
 }
 
 // copyWithout copies the file but for one of its meta pages, so that bolt
 // takes the other.
-func copyWithout(data []byte, m boltMeta, f *os.File) error {
+func copyWithout(data []byte, m boltx.Meta, f *os.File) error {
 	if _, err := io.Copy(f, bytes.NewReader(data)); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(make([]byte, m.pageSize), int64(m.page)*int64(m.pageSize))
+	_, err := f.WriteAt(make([]byte, m.PageSize), int64(m.Page)*int64(m.PageSize))
 	return err
 }
 
 // salvage reads what can be read of a damaged file, record by record: one is
 // taken as a whole or not at all.
 type salvage struct {
-	file     *boltFile
+	file     *boltx.File
 	report   *Report
 	readable map[string]bool // names of the records that were taken
 	lost     map[string]bool // names of those that are there and could not be
@@ -203,7 +198,7 @@ type salvage struct {
 // merge copies the readable records over those in v1.
 func (s *salvage) merge(v1 *bolt.Bucket) error {
 	return s.guard(func() error {
-		return s.file.bucket(s.file.root, func(k, v []byte, isBucket bool) error {
+		return s.file.Bucket(s.file.Root, func(k, v []byte, isBucket bool) error {
 			if isBucket && string(k) == schemaVersion {
 				return s.level(v1, v, nil)
 			}
@@ -223,7 +218,7 @@ func (s *salvage) guard(fn func() error) (err error) {
 	func() {
 		var fault error
 		defer func() { ok = fault == nil }()
-		defer catchFaults(&fault)()
+		defer boltx.CatchFaults(&fault)()
 		err = fn()
 	}()
 	if !ok {
@@ -234,13 +229,13 @@ func (s *salvage) guard(fn func() error) (err error) {
 
 // level goes through a bucket above the records.
 func (s *salvage) level(to *bolt.Bucket, value []byte, path []string) error {
-	if len(value) >= bucketHeader {
+	if len(value) >= boltx.BucketHeader {
 		if err := to.SetSequence(max(to.Sequence(), binary.LittleEndian.Uint64(value[8:]))); err != nil {
 			return err
 		}
 	}
 	found, before := map[string]bool{}, s.report.BadPages
-	if err := s.file.bucket(value, func(k, v []byte, isBucket bool) error {
+	if err := s.file.Bucket(value, func(k, v []byte, isBucket bool) error {
 		key := string(k)
 		found[key] = true
 		below := append(slices.Clone(path), key)
@@ -323,12 +318,12 @@ type memory struct {
 }
 
 func (s *salvage) collect(value []byte, depth int) (m *memory, err error) {
-	defer catchFaults(&err)()
-	if depth > maxDepth || len(value) < bucketHeader {
+	defer boltx.CatchFaults(&err)()
+	if depth > boltx.MaxDepth || len(value) < boltx.BucketHeader {
 		return nil, damaged("bucket is cut off or nested too deeply")
 	}
 	m = &memory{binary.LittleEndian.Uint64(value[8:]), map[string][]byte{}, map[string]*memory{}}
-	err = s.file.bucket(value, func(k, v []byte, isBucket bool) error {
+	err = s.file.Bucket(value, func(k, v []byte, isBucket bool) error {
 		if !isBucket {
 			m.values[string(k)] = bytes.Clone(v)
 			return nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/boltx"
 	"berth/internal/object"
 
 	"github.com/containerd/errdefs"
@@ -223,17 +224,21 @@ func TestRestoreFromStores(t *testing.T) {
 func TestTornLastTransaction(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
-		damage     func(b []byte, m boltMeta)
+		damage     func(b []byte, m boltx.Meta)
 		clean      bool // mark and backup of the clean shutdown are there
 		source     string
 		containers int
 	}{
-		{"meta page after a crash", func(b []byte, m boltMeta) { b[m.page*m.pageSize+pageHeader+48]++ }, false, "", 50},
-		{"meta page after a clean shutdown", func(b []byte, m boltMeta) { b[m.page*m.pageSize+pageHeader+48]++ }, true, "the backup, which has all that the file had", 51},
-		{"root page", func(b []byte, m boltMeta) {
-			root := int(m.root[0]) | int(m.root[1])<<8
+		{"meta page after a crash", func(b []byte, m boltx.Meta) { b[m.Page*m.PageSize+16+48]++ }, false, "", 50},
+		{"meta page after a clean shutdown", func(b []byte, m boltx.Meta) { b[m.Page*m.PageSize+16+48]++ }, true, "the backup, which has all that the file had", 51},
+		{"root page", func(b []byte, m boltx.Meta) {
+			root := int(m.Root[0]) | int(m.Root[1])<<8
 			clear(b[root*4096 : (root+1)*4096])
-		}, false, "the state before the last transaction", 50},
+		}, false, "", 50},
+		{"root page after a clean shutdown without a backup", func(b []byte, m boltx.Meta) {
+			root := int(m.Root[0]) | int(m.Root[1])<<8
+			clear(b[root*4096 : (root+1)*4096])
+		}, true, "the state before the last transaction", 50},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t)
@@ -242,9 +247,11 @@ func TestTornLastTransaction(t *testing.T) {
 			f.close(t)
 			if !tt.clean {
 				os.Remove(f.path() + cleanSuffix)
+			}
+			if !strings.Contains(tt.source, "backup") {
 				os.Remove(f.path() + backupSuffix)
 			}
-			f.damage(t, func(b []byte) []byte { tt.damage(b, readMetas(b)[0]); return b })
+			f.damage(t, func(b []byte) []byte { tt.damage(b, boltx.ReadMetas(b)[0]); return b })
 			f.open(t)
 			if r := f.Report(); r.Source != tt.source || (r.Damage == nil) != (tt.source == "") {
 				t.Errorf("report: %+v", r)
@@ -325,8 +332,8 @@ func sample(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := readMetas(b)[0]
-	return b[:int(m.pages)*m.pageSize] // without the room to grow
+	m := boltx.ReadMetas(b)[0]
+	return b[:int(m.Pages)*m.PageSize] // without the room to grow
 }
 
 // openBytes opens a database of these bytes, as a daemon would, and uses it.

@@ -61,6 +61,17 @@ func newScheduler(opts GCOptions, now func() time.Time, run func() bool) *schedu
 	return &scheduler{opts: opts, now: now, run: run}
 }
 
+// SetGC changes when garbage is collected, from the next cause on.
+func (db *DB) SetGC(opts GCOptions) { db.sched.set(opts) }
+
+func (s *scheduler) set(opts GCOptions) {
+	opts.PauseThreshold = min(max(opts.PauseThreshold, 0), 0.5)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opts = opts
+	s.plan()
+}
+
 // start schedules the first collection.
 func (s *scheduler) start() {
 	s.mu.Lock()

@@ -24,6 +24,10 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 }
 
+func damaged(format string, args ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrDataLoss)
+}
+
 // checkIdentifier holds names to containerd's rule: letters and digits, with
 // single dots, dashes and underscores between them. Such a name is safe as a
 // part of a path.

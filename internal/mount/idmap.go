@@ -61,7 +61,8 @@ func mapLowers(data []string, userns *os.File) (_ []string, done func() error, e
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := attachMapped(unescape(dir), tmp, options{flags: unix.MS_RDONLY}, userns); err != nil {
+	// With what is mounted there: lower directories may be mounts themselves.
+	if err := attachMapped(unescape(dir), tmp, options{flags: unix.MS_RDONLY | unix.MS_REC}, userns); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
 	for j, l := range lowers {

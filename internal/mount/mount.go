@@ -188,7 +188,8 @@ func propagate(path string, opts options) error {
 }
 
 // mountData calls mount(2), which takes no more than a page of options: the
-// paths of an overlay that has more are made relative to their parent.
+// paths of an overlay that has more are made relative to their parent, or given
+// to the kernel one by one.
 func mountData(source, path, fstype string, opts options) error {
 	data := strings.Join(opts.data, ",")
 	limit := os.Getpagesize() - 1
@@ -199,12 +200,35 @@ func mountData(source, path, fstype string, opts options) error {
 	if fstype == "overlay" {
 		dir, compact = relativeTo(opts.data)
 	}
+	if fstype == "overlay" && (dir == "" || len(compact) > limit) {
+		opts.data = oneByOne(opts.data)
+		err := newMount(source, path, fstype, opts)
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) { // EINVAL before Linux 6.7
+			return err
+		}
+	}
 	if dir == "" || len(compact) > limit {
 		return fmt.Errorf("options take %d bytes, the kernel accepts %d: the image has too many layers: %w", len(data), limit, errdefs.ErrInvalidArgument)
 	}
 	return inDirectory(dir, func() error {
 		return unix.Mount(source, path, fstype, uintptr(opts.flags), compact)
 	})
+}
+
+// oneByOne makes an option of each lower directory.
+func oneByOne(data []string) []string {
+	var out []string
+	for _, o := range data {
+		lowers, ok := strings.CutPrefix(o, "lowerdir=")
+		if !ok {
+			out = append(out, o)
+			continue
+		}
+		for _, l := range splitLower(lowers) {
+			out = append(out, "lowerdir+="+unescape(l))
+		}
+	}
+	return out
 }
 
 // inDirectory runs fn on a thread of its own whose working directory is dir.

@@ -216,11 +216,21 @@ func parent(paths []string) string {
 
 // ReadOnly returns the mounts changed so that nothing can be written through
 // them: the upper directory of an overlay becomes its first lower one, all
-// others get ro. Ownership mappings are dropped: the view is the disk's.
+// others get ro. Ownership mappings are dropped: the view is the disk's. Mounts
+// that only prepare a later one stay as they are.
 func ReadOnly(mounts []live.Mount) []live.Mount {
 	out := slices.Clone(mounts)
+	last := 0 // of those that are made of others
 	for i, m := range out {
-		if m.Type == "overlay" {
+		if strings.HasPrefix(m.Type, "format/") {
+			last = i
+		}
+	}
+	for i, m := range out {
+		if i < last {
+			continue
+		}
+		if _, base := splitType(m.Type); base == "overlay" {
 			out[i].Options = readOnlyOverlay(m.Options)
 			continue
 		}

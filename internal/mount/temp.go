@@ -29,10 +29,32 @@ func WithTemp(ctx context.Context, mounts []live.Mount, fn func(root string) err
 		return err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	if err := All(withoutVolatile(mounts), root); err != nil {
+	return prepared(ctx, mounts, func(mounts []live.Mount) error {
+		if err := All(withoutVolatile(mounts), root); err != nil {
+			return err
+		}
+		return fn(root)
+	})
+}
+
+// prepared calls fn with mounts that mount(2) can do: those that need
+// preparation (see Activator) are activated for its time.
+func prepared(ctx context.Context, mounts []live.Mount, fn func([]live.Mount) error) (err error) {
+	a := NewActivator(nil, "/")
+	if !a.Needed(mounts, ActivateOptions{}) {
+		return fn(mounts)
+	}
+	dir, remove, err := tempDir()
+	if err != nil {
 		return err
 	}
-	return fn(root)
+	defer func() { err = errors.Join(err, remove()) }()
+	_, system, err := a.Activate(ctx, dir, mounts, ActivateOptions{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.clear(context.WithoutCancel(ctx), dir)) }()
+	return fn(system)
 }
 
 // tempDir makes a directory that is a private mount; remove takes it away
@@ -69,9 +91,23 @@ func RemoveTemps() error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, os.Remove(dir))
+		errs = append(errs, removeShallow(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// removeShallow removes a directory and the empty ones and files in it.
+func removeShallow(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
 }
 
 func withoutVolatile(mounts []live.Mount) []live.Mount {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // Any is a serialised message with the name of its type: what a client handed
@@ -38,27 +39,50 @@ var errAnyTruncated = errors.New("stored Any ends in the middle of a field")
 // value is copied: b may be reused.
 func (a *Any) UnmarshalBinary(b []byte) error {
 	*a = Any{}
+	url, value, err := splitAny(b)
+	if err != nil {
+		return err
+	}
+	a.TypeURL = string(url)
+	if value != nil {
+		a.Value = append([]byte(nil), value...)
+	}
+	return nil
+}
+
+// CheckAny tells what UnmarshalBinary would say of b, and whether a client could
+// decode it.
+func CheckAny(b []byte) error {
+	url, _, err := splitAny(b)
+	if err == nil && !utf8.Valid(url) {
+		err = errors.New("the type URL of a stored Any is not UTF-8")
+	}
+	return err
+}
+
+// splitAny returns the fields of a stored Any, as parts of b.
+func splitAny(b []byte) (url, value []byte, err error) {
 	for len(b) > 0 {
 		tag, n := binary.Uvarint(b)
 		if n <= 0 {
-			return errAnyTruncated
+			return nil, nil, errAnyTruncated
 		}
 		b = b[n:]
 		if tag&7 != 2 {
-			return fmt.Errorf("stored Any has field %d of wire type %d, only length-delimited fields belong there", tag>>3, tag&7)
+			return nil, nil, fmt.Errorf("stored Any has field %d of wire type %d, only length-delimited fields belong there", tag>>3, tag&7)
 		}
 		size, n := binary.Uvarint(b)
 		if n <= 0 || size > uint64(len(b)-n) {
-			return errAnyTruncated
+			return nil, nil, errAnyTruncated
 		}
 		field := b[n : n+int(size)]
 		b = b[n+int(size):]
 		switch tag >> 3 {
 		case 1:
-			a.TypeURL = string(field)
+			url = field
 		case 2:
-			a.Value = append([]byte(nil), field...)
+			value = field
 		}
 	}
-	return nil
+	return url, value, nil
 }

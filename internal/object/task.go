@@ -4,11 +4,12 @@ import "berth/internal/object/live"
 
 // What a shim knows as well; see package live.
 type (
-	Mount      = live.Mount
-	TaskStatus = live.TaskStatus
-	Process    = live.Process
-	TaskIO     = live.TaskIO
-	Exit       = live.Exit
+	Mount       = live.Mount
+	ActiveMount = live.ActiveMount
+	TaskStatus  = live.TaskStatus
+	Process     = live.Process
+	TaskIO      = live.TaskIO
+	Exit        = live.Exit
 )
 
 // The states of a process of a task.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -39,9 +40,35 @@ type authorizer struct {
 	creds  Credentials
 	basic  bool
 	// tokens by the scopes that were wanted.
-	tokens map[string]string
+	tokens map[string]bearer
+	// known is the challenge that was last met with a token.
+	known *challenge
 	// asking is held by the one goroutine that fetches a token.
 	asking chan struct{}
+}
+
+// bearer is a token and when it is to be used no more.
+type bearer struct {
+	value   string
+	expires time.Time
+}
+
+func (b bearer) valid() bool { return b.value != "" && time.Now().Before(b.expires) }
+
+// renew gets a token before it is missed, once it is known that the host wants
+// one: a body that is large need not be sent twice.
+func (a *authorizer) renew(ctx context.Context, scopes []string) error {
+	if len(scopes) == 0 {
+		return nil
+	}
+	a.mu.Lock()
+	known, creds := a.known, a.creds
+	wanted := known != nil && !a.tokens[scopeKey(scopes)].valid()
+	a.mu.Unlock()
+	if !wanted {
+		return nil
+	}
+	return a.fetchToken(ctx, *known, creds, scopes)
 }
 
 // load looks the credentials up, once.
@@ -75,8 +102,8 @@ func (a *authorizer) authorise(req *http.Request, scopes []string) {
 	case a.basic:
 		req.SetBasicAuth(a.creds.Username, a.creds.Secret)
 	default:
-		if t := a.tokens[scopeKey(scopes)]; t != "" {
-			req.Header.Set("Authorization", "Bearer "+t)
+		if t := a.tokens[scopeKey(scopes)]; t.valid() {
+			req.Header.Set("Authorization", "Bearer "+t.value)
 		}
 	}
 }
@@ -94,7 +121,8 @@ func (a *authorizer) answer(ctx context.Context, headers []string, offered strin
 	}
 	challenges := parseChallenges(headers)
 	for _, c := range challenges {
-		if c.scheme == "bearer" {
+		if c.scheme == "bearer" && c.params["realm"] != "" {
+			a.refuse(scopes, strings.TrimPrefix(offered, "Bearer "))
 			return true, a.fetchToken(ctx, c, creds, scopes)
 		}
 	}
@@ -109,12 +137,20 @@ func (a *authorizer) answer(ctx context.Context, headers []string, offered strin
 	return false, nil
 }
 
+// refuse forgets a token that the host did not take.
+func (a *authorizer) refuse(scopes []string, value string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if key := scopeKey(scopes); a.tokens[key].value == value {
+		delete(a.tokens, key)
+	}
+}
+
 // fetchToken asks the token service for the wanted scopes. Callers that want a
 // token at the same time wait for each other: the second finds that of the first.
 func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credentials, scopes []string) error {
 	key := scopeKey(scopes)
 	a.mu.Lock()
-	before := a.tokens[key]
 	if a.asking == nil {
 		a.asking = make(chan struct{}, 1)
 	}
@@ -128,7 +164,7 @@ func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credenti
 		return context.Cause(ctx)
 	}
 	a.mu.Lock()
-	fresh := a.tokens[key] != before
+	fresh := a.tokens[key].valid()
 	a.mu.Unlock()
 	if fresh {
 		return nil
@@ -144,16 +180,16 @@ func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credenti
 			want = append(want, s)
 		}
 	}
-	token, err := a.requestToken(ctx, realm, c.params["service"], want, creds)
+	token, err := a.requestToken(ctx, tokenQuestion{realm, c.params["service"], want, creds})
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.tokens == nil {
-		a.tokens = map[string]string{}
+		a.tokens = map[string]bearer{}
 	}
-	a.tokens[key] = token
+	a.tokens[key], a.known = token, &c
 	return nil
 }
 
@@ -173,31 +209,71 @@ func (a *authorizer) realm(s string) (*url.URL, error) {
 	return u, nil
 }
 
+// tokenQuestion is one way to ask a token service.
+type tokenQuestion struct {
+	realm   *url.URL
+	service string
+	scopes  []string
+	creds   Credentials
+}
+
 // requestToken gets a token: with GET, or with an OAuth2 POST when there is
-// only an identity token to show.
-func (a *authorizer) requestToken(ctx context.Context, realm *url.URL, service string, scopes []string, creds Credentials) (string, error) {
-	c := call{doing: "get a token from " + redact(realm), method: http.MethodGet, absolute: realm, accept: []int{http.StatusOK}, query: url.Values{}, header: http.Header{}}
-	if creds.Secret != "" && creds.Username == "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {creds.Secret}, "client_id": {"berth"}, "service": {service}, "scope": {strings.Join(scopes, " ")}}
-		body := form.Encode()
-		c.method = http.MethodPost
-		c.header.Set("Content-Type", "application/x-www-form-urlencoded")
-		c.body, c.size = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }, int64(len(body))
-	} else {
-		if service != "" {
-			c.query.Set("service", service)
-		}
-		for _, s := range scopes {
-			c.query.Add("scope", s)
-		}
-		if creds.Username != "" {
-			c.query.Set("account", creds.Username)
-			c.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(creds.Username+":"+creds.Secret)))
+// only an identity token to show, or when the service knows nothing else.
+func (a *authorizer) requestToken(ctx context.Context, q tokenQuestion) (bearer, error) {
+	if q.creds.Secret != "" && q.creds.Username == "" {
+		return a.ask(ctx, q, q.post())
+	}
+	token, err := a.ask(ctx, q, q.get())
+	if q.creds.Username != "" && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)) {
+		// 404, 405 and their like: it speaks OAuth2 only. What that says of the
+		// login counts, unless it is not known there either.
+		if t, again := a.ask(ctx, q, q.post()); again == nil || errdefs.IsUnauthorized(again) {
+			return t, again
 		}
 	}
+	return token, err
+}
+
+// get is the question of distribution's token specification.
+func (q tokenQuestion) get() call {
+	c := call{method: http.MethodGet, query: url.Values{}, header: http.Header{}}
+	if q.service != "" {
+		c.query.Set("service", q.service)
+	}
+	for _, s := range q.scopes {
+		c.query.Add("scope", s)
+	}
+	if q.creds.Username != "" {
+		c.query.Set("account", q.creds.Username)
+		c.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(q.creds.Username+":"+q.creds.Secret)))
+	}
+	return c
+}
+
+// post is the question of distribution's OAuth2 specification.
+func (q tokenQuestion) post() call {
+	form := url.Values{"client_id": {"berth"}, "service": {q.service}, "scope": {strings.Join(q.scopes, " ")}}
+	if q.creds.Username == "" {
+		form.Set("grant_type", "refresh_token")
+		form.Set("refresh_token", q.creds.Secret)
+	} else {
+		form.Set("grant_type", "password")
+		form.Set("username", q.creds.Username)
+		form.Set("password", q.creds.Secret)
+	}
+	body := form.Encode()
+	return call{
+		method: http.MethodPost, header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+		body: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }, size: int64(len(body)),
+	}
+}
+
+// ask puts a question to the token service.
+func (a *authorizer) ask(ctx context.Context, q tokenQuestion, c call) (bearer, error) {
+	c.doing, c.absolute, c.accept = "get a token from "+redact(q.realm), q.realm, []int{http.StatusOK}
 	// A host of its own: nothing of the registry (headers, tokens, namespace)
 	// goes to the token service, and a body is not sent on by a redirect.
-	svc := &host{name: realm.Host, scheme: realm.Scheme, opts: a.host.opts}
+	svc := &host{name: q.realm.Host, scheme: q.realm.Scheme, opts: a.host.opts}
 	svc.opts.Headers = nil
 	client := *a.host.client
 	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -210,25 +286,44 @@ func (a *authorizer) requestToken(ctx context.Context, realm *url.URL, service s
 		return checkRedirect(req, via)
 	}
 	svc.client, svc.auth = &client, &authorizer{host: svc}
+	began := time.Now()
 	resp, err := svc.do(ctx, c)
 	if err != nil {
-		return "", err
+		return bearer{}, err
 	}
 	defer resp.Body.Close()
+	return readToken(resp.Body, began, redact(q.realm))
+}
+
+// A token is used for a while at least, whatever the service says, and not for
+// ever.
+const (
+	minTokenLife = 10 * time.Second
+	tokenLife    = 60 * time.Second // when nothing is said: distribution's default
+	maxTokenLife = 24 * time.Hour
+)
+
+func readToken(r io.Reader, began time.Time, service string) (bearer, error) {
 	var doc struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
+		ExpiresIn   int64  `json:"expires_in"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&doc); err != nil {
-		return "", fmt.Errorf("token service %s: answer is malformed: %w: %w", redact(realm), err, errdefs.ErrUnavailable)
+	if err := json.NewDecoder(io.LimitReader(r, maxToken)).Decode(&doc); err != nil {
+		return bearer{}, fmt.Errorf("token service %s: answer is malformed: %w: %w", service, err, errdefs.ErrUnavailable)
 	}
 	if doc.Token == "" {
 		doc.Token = doc.AccessToken
 	}
 	if doc.Token == "" {
-		return "", fmt.Errorf("token service %s: answer holds no token: %w", redact(realm), errdefs.ErrUnauthenticated)
+		return bearer{}, fmt.Errorf("token service %s: answer holds no token: %w", service, errdefs.ErrUnauthenticated)
 	}
-	return doc.Token, nil
+	life := tokenLife
+	if doc.ExpiresIn > 0 {
+		life = min(time.Duration(min(doc.ExpiresIn, 1<<20))*time.Second, maxTokenLife)
+	}
+	// Counted from before the question, by our own clock: theirs may be wrong.
+	return bearer{doc.Token, began.Add(max(life*9/10, minTokenLife))}, nil
 }
 
 func scopeKey(scopes []string) string {

@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
+	"slices"
 	"strings"
-	"time"
 
 	"berth/internal/image"
 
@@ -25,29 +24,49 @@ var manifestTypes = strings.Join([]string{
 
 func (r *Remote) pullScope() []string { return []string{"repository:" + r.ref.Repository + ":pull"} }
 
-// eachHost asks the hosts one after the other until one gives an answer.
+// eachHost asks the hosts one after the other until one gives an answer. Those
+// that are known to be silent are left for the end.
 func (r *Remote) eachHost(ctx context.Context, c capability, d digest.Digest, ask func(*host) error) error {
 	hosts := r.hostsWith(c, d)
 	if len(hosts) == 0 {
 		return fmt.Errorf("no host is configured that may be asked for %s: %w", r.ref.Host, errdefs.ErrFailedPrecondition)
 	}
 	var errs []error
-	for _, h := range hosts {
+	var last error
+	try := func(h *host, final bool) (done bool) {
 		err := ask(h)
-		if err == nil {
-			return nil
+		if err == nil || ctx.Err() != nil {
+			last = err
+			return true
 		}
-		if ctx.Err() != nil {
-			return err
+		if errs = append(errs, err); final {
+			last = err // the registry itself: its kind of error is the one to go by
 		}
-		errs = append(errs, err)
+		return false
+	}
+	var passed []*host
+	for i, h := range hosts {
+		final := i == len(hosts)-1
+		if !final && !r.network.ready(ctx, h) {
+			passed = append(passed, h)
+			continue
+		}
+		if try(h, final) {
+			return last
+		}
+	}
+	if errdefs.IsUnavailable(last) || len(errs) == 0 {
+		for _, h := range passed {
+			if try(h, false) {
+				return last
+			}
+		}
 	}
 	if len(errs) == 1 {
-		return errs[0]
+		return last
 	}
-	// The last host is the registry itself: its kind of error is the one to go by.
-	last := len(errs) - 1
-	return fmt.Errorf("%w (before that, %w)", errs[last], errors.Join(errs[:last]...))
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == last })
+	return fmt.Errorf("%w (before that, %w)", last, errors.Join(errs...))
 }
 
 // Resolve finds out what the reference names: digest, size and media type of
@@ -183,177 +202,4 @@ func (r *Remote) FetchAll(ctx context.Context, desc ispec.Descriptor, limit int6
 		return doc, nil
 	}
 	return nil, err
-}
-
-// Fetch opens the content of a descriptor at an offset. The reader yields
-// exactly the bytes up to desc.Size or an error, never io.EOF before: a
-// connection that breaks or stalls is replaced by one that goes on at the same
-// place, on the same host or another. The bytes are not verified; see Distrust.
-// The caller closes it. ctx ends reads as well.
-func (r *Remote) Fetch(ctx context.Context, desc ispec.Descriptor, offset int64) (io.ReadCloser, error) {
-	if err := image.Valid(desc); err != nil {
-		return nil, err
-	}
-	b := &blob{ctx: ctx, remote: r, desc: desc, at: offset}
-	if offset == desc.Size {
-		return b, nil
-	}
-	if err := b.open(); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-// blob is a reader that survives its connections.
-type blob struct {
-	ctx    context.Context
-	remote *Remote
-	desc   ispec.Descriptor
-	body   io.ReadCloser
-	host   *host
-	at     int64
-	// since is where the present stretch began, failures how many connections
-	// broke in it: a server that gives a little each time is used up to its end,
-	// one that gives nothing is not.
-	since    int64
-	failures int
-}
-
-// progress is how much must arrive for the count of failures to begin anew.
-const progress = 64 << 10
-
-func (b *blob) open() error {
-	return b.remote.eachHost(b.ctx, canPull, b.desc.Digest, func(h *host) error {
-		body, err := b.openAt(h)
-		if err == nil {
-			b.body, b.host = body, h
-		}
-		return err
-	})
-}
-
-func (b *blob) openAt(h *host) (io.ReadCloser, error) {
-	kind := "/blobs/"
-	header := http.Header{"Accept": {b.desc.MediaType, "*/*;q=0.1"}}
-	if image.IsManifest(b.desc.MediaType) || image.IsIndex(b.desc.MediaType) {
-		kind = "/manifests/"
-	}
-	if b.at > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", b.at))
-	}
-	resp, err := h.do(b.ctx, call{
-		doing: "fetch " + b.desc.Digest.String() + " of " + b.remote.ref.String(), method: http.MethodGet,
-		path:   "/" + b.remote.ref.Repository + kind + b.desc.Digest.String(),
-		header: header, scopes: b.remote.pullScope(),
-		accept: []int{http.StatusOK, http.StatusPartialContent},
-	})
-	if err != nil {
-		return nil, err
-	}
-	fail := func(format string, args ...any) (io.ReadCloser, error) {
-		resp.Body.Close()
-		return nil, fmt.Errorf("registry %s: cannot fetch %s: %s: %w", h.name, b.desc.Digest, fmt.Sprintf(format, args...), errdefs.ErrFailedPrecondition)
-	}
-	if resp.StatusCode == http.StatusPartialContent {
-		first, total, ok := contentRange(resp.Header.Get("Content-Range"))
-		if !ok || first != b.at || total >= 0 && total != b.desc.Size {
-			return fail("it answers the request for bytes from %d on with %q", b.at, oneLine(resp.Header.Get("Content-Range")))
-		}
-		return resp.Body, nil
-	}
-	if resp.ContentLength >= 0 && resp.ContentLength != b.desc.Size {
-		return fail("it is %d bytes there, %d according to the manifest", resp.ContentLength, b.desc.Size)
-	}
-	// The range was ignored: what we have already comes again.
-	if _, err := io.CopyN(io.Discard, resp.Body, b.at); err != nil {
-		resp.Body.Close()
-		return nil, fmt.Errorf("registry %s: cannot fetch %s: %w: %w", h.name, b.desc.Digest, err, errdefs.ErrUnavailable)
-	}
-	return resp.Body, nil
-}
-
-// contentRange parses "bytes first-last/total"; total is -1 when it is "*".
-func contentRange(s string) (first, total int64, ok bool) {
-	rest, ok1 := strings.CutPrefix(s, "bytes ")
-	span, tot, ok2 := strings.Cut(rest, "/")
-	from, _, ok3 := strings.Cut(span, "-")
-	first, err := strconv.ParseInt(from, 10, 64)
-	if !ok1 || !ok2 || !ok3 || err != nil || first < 0 {
-		return 0, 0, false
-	}
-	if tot == "*" {
-		return first, -1, true
-	}
-	total, err = strconv.ParseInt(tot, 10, 64)
-	return first, total, err == nil
-}
-
-func (b *blob) Read(p []byte) (int, error) {
-	for {
-		left := b.desc.Size - b.at
-		if left <= 0 {
-			return 0, io.EOF
-		}
-		if len(p) == 0 {
-			return 0, nil
-		}
-		if b.body == nil {
-			return 0, errors.New("read of a closed blob")
-		}
-		n, err := b.body.Read(p[:min(int64(len(p)), left)])
-		b.at += int64(n)
-		if n > 0 {
-			if b.at-b.since >= progress {
-				b.since, b.failures = b.at, 0
-			}
-			return n, nil // an error comes again with the next read
-		}
-		if err == nil {
-			continue
-		}
-		if err := b.reopen(err); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// reopen goes on after a connection ended too early.
-func (b *blob) reopen(why error) error {
-	b.body.Close()
-	if why == io.EOF {
-		why = io.ErrUnexpectedEOF
-	}
-	host := b.host
-	for {
-		if b.ctx.Err() != nil {
-			return fmt.Errorf("fetch %s: %w", b.desc.Digest, context.Cause(b.ctx))
-		}
-		if b.failures++; b.failures >= host.opts.Retry.Attempts {
-			if errors.Is(why, errStalled) {
-				why = fmt.Errorf("nothing was received for %s", host.opts.StallTimeout)
-			}
-			return fmt.Errorf("registry %s: cannot fetch %s: the connection ended after %d of %d bytes, %d times in a row: %w: %w",
-				host.name, b.desc.Digest, b.at, b.desc.Size, b.failures, why, errdefs.ErrUnavailable)
-		}
-		if b.failures > 1 {
-			select {
-			case <-time.After(host.opts.Retry.pause(b.failures - 1)):
-			case <-b.ctx.Done():
-				continue
-			}
-		}
-		if err := b.open(); err != nil {
-			return err
-		}
-		return nil
-	}
-}
-
-func (b *blob) Close() error {
-	if b.body == nil {
-		return nil
-	}
-	err := b.body.Close()
-	b.body = nil
-	return err
 }

@@ -51,6 +51,8 @@ type host struct {
 	client *http.Client
 	auth   *authorizer
 	opts   Options
+	// attempts per request that reads: one where another host can stand in.
+	attempts int
 }
 
 // hostConfig is a host before its client is made.
@@ -109,6 +111,10 @@ func newHost(ref Reference, c hostConfig, opts Options) (*host, error) {
 	} else {
 		h.name, h.scheme, h.path = c.base.Host, c.base.Scheme, c.base.Path
 		h.mayFallBack = loopback(h.name)
+		if h.scheme == "http" && c.tlsGiven && c.base.Port() != "80" {
+			// Compat: with TLS settings plain HTTP is the second choice.
+			h.scheme, h.mayFallBack = "https", true
+		}
 	}
 	if h.scheme != "http" && h.scheme != "https" {
 		return nil, fmt.Errorf("scheme %q of host %s: http or https is wanted: %w", h.scheme, h.name, errdefs.ErrInvalidArgument)
@@ -232,7 +238,11 @@ func loadHostDirectory(dir string) ([]hostConfig, error) {
 		case ".crt":
 			c.caFiles, c.tlsGiven = append(c.caFiles, full), true
 		case ".cert":
-			c.clientPairs = append(c.clientPairs, [2]string{full, strings.TrimSuffix(full, ".cert") + ".key"})
+			key := strings.TrimSuffix(full, ".cert") + ".key"
+			if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
+				key = "" // in the same file
+			}
+			c.clientPairs = append(c.clientPairs, [2]string{full, key})
 			c.tlsGiven = true
 		}
 	}
@@ -325,7 +335,7 @@ func (t hostTable) config(dir, server string) (hostConfig, error) {
 		}
 		c.base = u
 	}
-	if t.Capabilities != nil {
+	if len(t.Capabilities) > 0 {
 		c.capabilities = 0
 		for _, name := range t.Capabilities {
 			bit, ok := map[string]capability{"pull": canPull, "resolve": canResolve, "push": canPush, "referrers": canReferrers}[strings.ToLower(name)]

@@ -17,7 +17,8 @@ import (
 // Upload is something to be pushed.
 type Upload struct {
 	Desc ispec.Descriptor
-	// Open gives the bytes, from the beginning each time.
+	// Open gives the bytes, from the beginning each time. A reader that is an
+	// io.Seeker is moved forward where an upload goes on in the middle.
 	Open func() (io.ReadCloser, error)
 	// MountFrom is another repository at the same host that has the blob, or empty.
 	MountFrom string
@@ -53,7 +54,7 @@ func (r *Remote) has(ctx context.Context, h *host, path string, desc ispec.Descr
 	resp, err := h.do(ctx, call{
 		doing: "look up " + desc.Digest.String(), method: http.MethodHead, path: path, scopes: r.pushScope(),
 		header: http.Header{"Accept": {desc.MediaType, "*/*;q=0.1"}},
-		accept: []int{http.StatusOK, http.StatusNotFound},
+		accept: []int{http.StatusOK, http.StatusNotFound}, patient: true,
 	})
 	if err != nil {
 		return false, err
@@ -78,15 +79,18 @@ func (r *Remote) pushManifest(ctx context.Context, h *host, up Upload) (bool, er
 	resp, err := h.do(ctx, call{
 		doing: "push the manifest " + up.Desc.Digest.String() + " to " + r.ref.String(), method: http.MethodPut, path: path,
 		header: http.Header{"Content-Type": {up.Desc.MediaType}}, scopes: r.pushScope(),
-		body: up.Open, size: up.Desc.Size,
+		body: up.Open, size: up.Desc.Size, patient: true,
 		accept: []int{http.StatusCreated, http.StatusOK, http.StatusAccepted, http.StatusNoContent},
 	})
 	if err != nil {
 		return false, err
 	}
-	resp.Body.Close()
+	drain(resp)
 	if said := resp.Header.Get("Docker-Content-Digest"); said != "" && said != up.Desc.Digest.String() {
 		return false, fmt.Errorf("registry %s stored the manifest %s as %.100q: %w", h.name, up.Desc.Digest, said, errdefs.ErrFailedPrecondition)
+	}
+	if resp.Header.Get("OCI-Subject") == "" {
+		return false, r.announce(ctx, h, up)
 	}
 	return false, nil
 }
@@ -99,7 +103,7 @@ func (r *Remote) pushBlob(ctx context.Context, h *host, up Upload) (bool, error)
 	start := call{
 		doing: "begin to push " + d + " to " + r.ref.String(), method: http.MethodPost,
 		path: "/" + r.ref.Repository + "/blobs/uploads/", scopes: r.pushScope(),
-		accept: []int{http.StatusAccepted, http.StatusCreated},
+		accept: []int{http.StatusAccepted, http.StatusCreated}, patient: true,
 	}
 	if up.MountFrom != "" {
 		mount := start
@@ -111,7 +115,7 @@ func (r *Remote) pushBlob(ctx context.Context, h *host, up Upload) (bool, error)
 			drain(resp)
 			return true, nil
 		case err == nil:
-			return false, r.upload(ctx, h, up, resp)
+			return false, r.upload(ctx, h, up, start, resp)
 		case ctx.Err() != nil:
 			return false, err
 		}
@@ -121,30 +125,5 @@ func (r *Remote) pushBlob(ctx context.Context, h *host, up Upload) (bool, error)
 	if err != nil {
 		return false, err
 	}
-	return false, r.upload(ctx, h, up, resp)
-}
-
-// upload sends the bytes to where the answer to the start of an upload points.
-func (r *Remote) upload(ctx context.Context, h *host, up Upload, started *http.Response) error {
-	drain(started)
-	loc, err := url.Parse(started.Header.Get("Location"))
-	if err != nil || loc.String() == "" {
-		return fmt.Errorf("registry %s: cannot push %s: it does not say where to: %w", h.name, up.Desc.Digest, errdefs.ErrFailedPrecondition)
-	}
-	loc = started.Request.URL.ResolveReference(loc)
-	if loc.Scheme != "http" && loc.Scheme != "https" {
-		return fmt.Errorf("registry %s: cannot push %s: it wants the bytes at %s: %w", h.name, up.Desc.Digest, redact(loc), errdefs.ErrFailedPrecondition)
-	}
-	resp, err := h.do(ctx, call{
-		doing: "push " + up.Desc.Digest.String() + " to " + r.ref.String(), method: http.MethodPut, absolute: loc,
-		query:  url.Values{"digest": {up.Desc.Digest.String()}},
-		header: http.Header{"Content-Type": {"application/octet-stream"}}, scopes: r.pushScope(),
-		body: up.Open, size: up.Desc.Size,
-		accept: []int{http.StatusCreated, http.StatusOK, http.StatusNoContent, http.StatusAccepted},
-	})
-	if err != nil {
-		return err
-	}
-	drain(resp)
-	return nil
+	return false, r.upload(ctx, h, up, start, resp)
 }

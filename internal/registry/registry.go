@@ -72,7 +72,18 @@ type Options struct {
 	// Retry says how often and how patiently a request is repeated; the zero
 	// value is the default.
 	Retry Retry
+	// Network is shared by the remotes of a process; nil makes one of its own.
+	Network *Network
+	// Chunk is the size of the pieces, in bytes, in which large blobs are fetched over several
+	// connections at a time: 0 does so when one connection turns out to be slow,
+	// Sequential never.
+	Chunk int64
+	// Connections bounds how many of them fetch one blob; 0 means 4.
+	Connections int
 }
+
+// Sequential, as Options.Chunk, fetches every blob over one connection.
+const Sequential int64 = -1
 
 // Retry bounds the repetition of requests that failed for a reason that may pass.
 type Retry struct {
@@ -98,6 +109,12 @@ func (o *Options) defaults() {
 	if o.Retry.MaxPause <= 0 {
 		o.Retry.MaxPause = time.Minute
 	}
+	if o.Network == nil {
+		o.Network = NewNetwork()
+	}
+	if o.Connections <= 0 {
+		o.Connections = 4
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -105,8 +122,10 @@ func (o *Options) defaults() {
 
 // Remote is a reference at its registry. It is safe for concurrent use.
 type Remote struct {
-	ref   Reference
-	hosts []*host
+	ref     Reference
+	hosts   []*host
+	opts    Options
+	network *Network
 
 	mu       sync.Mutex
 	distrust map[digest.Digest]int // how often a digest was served wrongly
@@ -126,7 +145,15 @@ func NewRemote(reference string, opts Options) (*Remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hosts of %s: %w", ref.Host, err)
 	}
-	return &Remote{ref: ref, hosts: hosts, distrust: map[digest.Digest]int{}, resolved: map[digest.Digest][]byte{}}, nil
+	for i, h := range hosts {
+		h.attempts = opts.Retry.Attempts
+		for _, other := range hosts[i+1:] {
+			if other.capabilities&(canPull|canResolve) == canPull|canResolve {
+				h.attempts = 1
+			}
+		}
+	}
+	return &Remote{ref: ref, hosts: hosts, opts: opts, network: opts.Network, distrust: map[digest.Digest]int{}, resolved: map[digest.Digest][]byte{}}, nil
 }
 
 // Reference of the remote.

@@ -204,6 +204,7 @@ func TestRetry(t *testing.T) {
 }
 
 func TestBlobGoesOn(t *testing.T) {
+	t.Parallel()
 	for name, do := range map[string]func(*registrytest.Registry) func(http.ResponseWriter, *http.Request, http.Handler){
 		"cut": func(*registrytest.Registry) func(http.ResponseWriter, *http.Request, http.Handler) {
 			return registrytest.Cut(200_000)

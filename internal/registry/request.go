@@ -41,6 +41,20 @@ type call struct {
 	size int64
 	// accept are the answers that are not errors.
 	accept []int
+	// patient asks again even where another host could stand in; once never
+	// asks again after the request has been sent.
+	patient, once bool
+}
+
+// attempts of a call.
+func (h *host) attemptsOf(c *call) int {
+	switch {
+	case c.once:
+		return 1
+	case c.patient || h.attempts == 0:
+		return h.opts.Retry.Attempts
+	}
+	return h.attempts
 }
 
 func (c *call) accepts(status int) bool {
@@ -83,6 +97,9 @@ func (h *host) url(c *call) *url.URL {
 func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
 	authorised, fellBack := false, false
 	for attempt := 1; ; {
+		if err := h.auth.renew(ctx, c.scopes); err != nil {
+			return nil, fmt.Errorf("registry %s: cannot %s: %w", h.name, c.doing, err)
+		}
 		resp, err := h.send(ctx, &c)
 		if err != nil && !fellBack && h.fallBack(err) {
 			fellBack = true
@@ -107,11 +124,14 @@ func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
 		var pause time.Duration
 		retry := false
 		if err == nil {
-			pause, retry = h.retryStatus(resp, attempt)
+			pause, retry = h.retryStatus(resp, attempt < h.attemptsOf(&c), attempt)
 			body := readError(resp)
 			err = h.statusError(&c, resp, body)
 		} else {
-			pause, retry = h.retryError(ctx, err, attempt)
+			pause, retry = h.retryError(ctx, err, attempt < h.attemptsOf(&c), attempt)
+			if ctx.Err() == nil {
+				h.opts.Network.doubt(h, err)
+			}
 			err = h.transportError(ctx, &c, err)
 		}
 		if !retry {
@@ -126,9 +146,11 @@ func (h *host) do(ctx context.Context, c call) (*http.Response, error) {
 	}
 }
 
-// owns tells whether an answer came from this host itself and not from where it
-// redirected to.
-func (h *host) owns(u *url.URL) bool { return strings.EqualFold(u.Host, h.name) }
+// owns tells whether a URL is of this host itself and not of where it redirected
+// to; in plain HTTP only if that is how the host is spoken to.
+func (h *host) owns(u *url.URL) bool {
+	return strings.EqualFold(u.Host, h.name) && (u.Scheme == "https" || h.scheme == "http" || h.plain.Load())
+}
 
 // send does one attempt. The body of the answer is watched for stalls.
 func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
@@ -161,7 +183,13 @@ func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
 		}
 	}
 	req.Header.Set("User-Agent", "berth")
-	for _, hd := range []http.Header{h.opts.Headers, h.header, c.header} {
+	headers := []http.Header{h.opts.Headers, h.header, c.header}
+	if !h.owns(u) {
+		// What is configured for this host, secrets perhaps, is not for the one
+		// that it sends an upload to.
+		headers = headers[2:]
+	}
+	for _, hd := range headers {
 		for k, vs := range hd {
 			req.Header[http.CanonicalHeaderKey(k)] = vs
 		}
@@ -238,14 +266,14 @@ func (h *host) fallBack(err error) bool {
 }
 
 // retryStatus tells whether an answer is worth asking again, and after what pause.
-func (h *host) retryStatus(resp *http.Response, attempt int) (time.Duration, bool) {
+func (h *host) retryStatus(resp *http.Response, more bool, attempt int) (time.Duration, bool) {
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 	default:
 		return 0, false
 	}
-	if attempt >= h.opts.Retry.Attempts {
+	if !more {
 		return 0, false
 	}
 	if d, ok := retryAfter(resp); ok {
@@ -272,12 +300,12 @@ func retryAfter(resp *http.Response) (time.Duration, bool) {
 // retryError tells whether a failed connection is worth another attempt.
 // Nothing listening, an unknown host and a certificate that does not fit will
 // not change within seconds.
-func (h *host) retryError(ctx context.Context, err error, attempt int) (time.Duration, bool) {
+func (h *host) retryError(ctx context.Context, err error, more bool, attempt int) (time.Duration, bool) {
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
 	switch {
-	case ctx.Err() != nil, attempt >= h.opts.Retry.Attempts:
+	case ctx.Err() != nil, !more:
 		return 0, false
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, http.ErrSchemeMismatch),
 		errors.As(err, &dns) && dns.IsNotFound, errors.As(err, &cert), errors.As(err, &unknown):

@@ -38,6 +38,8 @@ type container struct {
 	mounted bool
 	// ownPIDs: the kernel ends all processes with the init.
 	ownPIDs bool
+	// settled is closed when it is made, or could not be.
+	settled chan struct{}
 
 	mu    sync.Mutex
 	execs map[string]*process

@@ -78,18 +78,25 @@ func (h *host) serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 		return false, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
 	h.become(cfg)
+	isolateCore(cfg.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) })
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
 	defer s.idle.Stop()
-	end.idle = s.empty
+	end.seal = s.seal
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
 		return false, err
 	}
-	s.register(server, func(now bool) { end.within(flushResponse) })
+	s.register(server, func(now bool) {
+		if now {
+			time.AfterFunc(flushResponse, end.now)
+			return
+		}
+		end.within(flushResponse)
+	})
 
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, counted{cfg.Listener, end}) }()
@@ -121,8 +128,8 @@ func (h *host) serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 type ending struct {
 	clients atomic.Int64
 	leaving atomic.Bool
-	// idle tells that there is no container.
-	idle func() bool
+	// seal keeps further containers out; it is false when there is one.
+	seal func() bool
 	once sync.Once
 	done chan struct{}
 }
@@ -133,10 +140,19 @@ func newEnding() *ending { return &ending{done: make(chan struct{})} }
 func (e *ending) within(d time.Duration) {
 	e.leaving.Store(true)
 	if e.clients.Load() == 0 {
-		e.now()
+		e.try()
 		return
 	}
-	time.AfterFunc(d, e.now)
+	time.AfterFunc(d, e.try)
+}
+
+// try ends the shim unless it has got a container meanwhile.
+func (e *ending) try() {
+	if e.seal() {
+		e.now()
+	} else {
+		e.leaving.Store(false)
+	}
 }
 
 func (e *ending) now() { e.once.Do(func() { close(e.done) }) }
@@ -148,16 +164,20 @@ func (e *ending) left() {
 		return
 	}
 	if e.leaving.Load() {
-		e.now()
+		e.try()
 		return
 	}
-	if e.idle() {
-		time.AfterFunc(lastContainer, func() {
-			if e.clients.Load() == 0 && e.idle() {
-				e.now()
-			}
-		})
-	}
+	e.unneeded()
+}
+
+// unneeded is called when the shim has no clients or no container: if it has
+// neither, and none comes in a while, it ends.
+func (e *ending) unneeded() {
+	time.AfterFunc(lastContainer, func() {
+		if e.clients.Load() == 0 {
+			e.try()
+		}
+	})
 }
 
 // counted is a listener that counts the open connections.

@@ -32,8 +32,9 @@ type service struct {
 	log       *slog.Logger
 	reaper    *reaper
 	publish   func(event)
-	// left is called after the last container was deleted.
-	left func()
+	// left is called after the last container was deleted, failed when the only
+	// one could not be made.
+	left, failed func()
 	// idle is when memory is given back after a start.
 	idle *time.Timer
 	// moved: the shim was put into a cgroup of a container's choice.
@@ -41,10 +42,12 @@ type service struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
+	// sealed: the shim ends, and takes no container any more.
+	sealed bool
 }
 
-func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left func()) *service {
-	s := &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, containers: map[string]*container{}}
+func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left, failed func()) *service {
+	s := &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, failed: failed, containers: map[string]*container{}}
 	s.idle = time.AfterFunc(math.MaxInt64, keepSmall)
 	return s
 }
@@ -83,15 +86,24 @@ func (s *service) hold(fn func() error) error {
 }
 
 func (s *service) create(ctx context.Context, req createRequest) (uint32, error) {
-	c := &container{service: s, id: req.id, bundle: req.bundle, options: req.options, execs: map[string]*process{}}
+	c := &container{service: s, id: req.id, bundle: req.bundle, options: req.options, execs: map[string]*process{}, settled: make(chan struct{})}
 	c.init = newProcess(c, "", req.io)
 	s.mu.Lock()
-	if s.containers[req.id] != nil {
+	switch {
+	case s.containers[req.id] != nil:
 		s.mu.Unlock()
 		return 0, fmt.Errorf("container %s: %w", req.id, errdefs.ErrAlreadyExists)
+	case s.sealed:
+		s.mu.Unlock()
+		return 0, fmt.Errorf("container %s: the shim is ending: %w", req.id, errdefs.ErrUnavailable)
 	}
+	// From here on a Delete finds it; only then is the bundle looked at. A daemon
+	// that takes config.json away and then deletes can rely on that order: no
+	// Create, be it one that an earlier daemon sent, gets past both.
 	s.containers[req.id] = c
 	s.mu.Unlock()
+	defer close(c.settled)
+	failpoint.Hit("shim.create.begun")
 	if err := c.create(ctx, req); err != nil {
 		s.forget(c)
 		return 0, err
@@ -113,10 +125,39 @@ func (s *service) empty() bool {
 	return len(s.containers) == 0
 }
 
+// seal has the shim refuse further containers, unless it has one.
+func (s *service) seal() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sealed = s.sealed || len(s.containers) == 0
+	return s.sealed
+}
+
+// forget takes out a container that could not be made.
 func (s *service) forget(c *container) {
 	s.mu.Lock()
 	delete(s.containers, c.id)
+	last := len(s.containers) == 0
 	s.mu.Unlock()
+	if last {
+		s.failed()
+	}
+}
+
+// awaitCreated waits until a container that is just being made is there, or not.
+func (s *service) awaitCreated(ctx context.Context, id string) error {
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c == nil {
+		return nil // it will not be found
+	}
+	select {
+	case <-c.settled:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *service) start(ctx context.Context, id, execID string) (uint32, error) {
@@ -175,7 +216,13 @@ func (p *process) start(ctx context.Context) error {
 	return p.attach(oci, streams)
 }
 
+// delete removes what has ended, or was not started. Who deletes a container that
+// is still being made, which nobody but its maker's successor does, wants it gone
+// however far it has come.
 func (s *service) delete(ctx context.Context, id, execID string) (live.Exit, error) {
+	if err := s.awaitCreated(ctx, id); err != nil {
+		return live.Exit{}, err
+	}
 	p, before, err := s.enter(id, execID, opDelete)
 	if err != nil {
 		return live.Exit{}, err

@@ -46,6 +46,8 @@ type Container struct {
 	AllowAllDevices  bool
 	HostDevices      []specs.LinuxDevice // nodes without a rule of their own
 	Devices          []specs.LinuxDevice // with full access
+	CDI              Inventory
+	CDIDevices       []string // of CDI
 	Seccomp          SeccompMode
 	SeccompProfile   *specs.LinuxSeccomp
 	Mounts           []specs.Mount
@@ -77,12 +79,14 @@ type Resources struct {
 	CPUPeriod  *uint64 // microseconds
 	CPUs, Mems string  // lists such as 0-2,4
 	Memory     uint64  // bytes
+	BlockIO    *specs.LinuxBlockIO
 }
 
 // defaultPath is for images that set no environment at all.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Build makes the spec of c. Errors are those of LookupUser and DefaultSeccomp.
+// Build makes the spec of c. Errors are those of LookupUser, DefaultSeccomp and
+// Inventory.
 func Build(c Container) (*specs.Spec, error) {
 	s := Default(c.Namespace, c.ID, c.Throttle)
 	s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, DefaultDeviceRules()...)
@@ -99,10 +103,15 @@ func Build(c Container) (*specs.Spec, error) {
 		return nil, err
 	}
 	c.limits(s)
-	s.Annotations = maps.Clone(c.Annotations)
+	if len(c.CDIDevices) > 0 {
+		if err := c.CDI.inject(s, c.CDIDevices); err != nil {
+			return nil, err
+		}
+	}
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
+	maps.Copy(s.Annotations, c.Annotations)
 	maps.Copy(s.Annotations, c.ExtraAnnotations)
 	return s, nil
 }
@@ -226,6 +235,9 @@ func (c Container) limits(s *specs.Spec) {
 	if want.Memory > 0 {
 		limit := int64(want.Memory)
 		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	if want.BlockIO != nil {
+		r.BlockIO = want.BlockIO
 	}
 	if c.RDTClass != "" {
 		s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: c.RDTClass}

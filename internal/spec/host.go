@@ -56,7 +56,7 @@ func CurrentCapabilities() ([]string, error) {
 			return nil, fmt.Errorf("capabilities in /proc/self/status: %w", err)
 		}
 		var caps []string
-		for i, name := range capabilityNames() {
+		for i, name := range AllCapabilities() {
 			if set&(1<<i) != 0 {
 				caps = append(caps, name)
 			}
@@ -66,8 +66,9 @@ func CurrentCapabilities() ([]string, error) {
 	return nil, fmt.Errorf("/proc/self/status has no line CapEff")
 }
 
-// capabilityNames is indexed by number (linux/capability.h).
-func capabilityNames() []string {
+// AllCapabilities are the names of those that Linux has, indexed by number
+// (linux/capability.h).
+func AllCapabilities() []string {
 	return []string{
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
 		"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST",

@@ -21,6 +21,9 @@ import (
 // directory, and of work directories under the root.
 const tasksDir = "io.containerd.runtime.v2.task"
 
+// sandboxesDir is the same for sandboxes that are shims.
+const sandboxesDir = "io.containerd.sandbox.controller.v1.shim"
+
 // Files of a bundle, with containerd's names. The daemon writes these; the shim
 // adds more (options.json, runtime, init.pid, …).
 const (
@@ -34,6 +37,8 @@ const (
 	sandboxFile = "sandbox"
 	logFIFO     = "log"
 	initPIDFile = "init.pid"
+	// withdrawnFile is config.json while a Create is being undone.
+	withdrawnFile = ".config.json"
 )
 
 // bundle names the directories of one task.
@@ -42,10 +47,14 @@ type bundle struct {
 	work string
 }
 
-func (m *Manager) bundleOf(k key) bundle {
+func (m *Manager) bundleOf(k key, sandbox bool) bundle {
+	dir := tasksDir
+	if sandbox {
+		dir = sandboxesDir
+	}
 	return bundle{
-		path: filepath.Join(m.opts.State, tasksDir, k.namespace, k.id),
-		work: filepath.Join(m.opts.Root, tasksDir, k.namespace, k.id),
+		path: filepath.Join(m.opts.State, dir, k.namespace, k.id),
+		work: filepath.Join(m.opts.Root, dir, k.namespace, k.id),
 	}
 }
 
@@ -168,6 +177,24 @@ func mkdirBelow(path string, mode os.FileMode) error {
 		return err
 	}
 	return os.Mkdir(path, mode)
+}
+
+// withdraw takes the OCI spec out of the shim's reach, without which no shim makes
+// a container: a Create that it has not begun by now, as one that still lies in a
+// socket of a daemon that died, comes to nothing.
+func (b bundle) withdraw() error {
+	err := os.Rename(b.file(specFile), b.file(withdrawnFile))
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+// restore undoes withdraw, for the delete commands of shims that read the spec.
+func (b bundle) restore() {
+	if err := os.Rename(b.file(withdrawnFile), b.file(specFile)); err != nil && !isGone(err) {
+		os.Remove(b.file(withdrawnFile))
+	}
 }
 
 // remove takes the bundle and its work directory away: at once by renaming them

@@ -11,8 +11,10 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/object"
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 	"berth/internal/task/shimproc"
+	"berth/internal/trace"
 	"berth/internal/wire"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
@@ -42,7 +44,9 @@ type CreateOptions struct {
 // waits to be started. It returns the init's PID.
 // errdefs.ErrAlreadyExists when it has a task; errdefs.ErrNotFound when there
 // is no such runtime. A failure leaves nothing behind.
-func (m *Manager) Create(ctx context.Context, namespace string, c object.Container, opts CreateOptions) (uint32, error) {
+func (m *Manager) Create(ctx context.Context, namespace string, c object.Container, opts CreateOptions) (_ uint32, err error) {
+	ctx, span := trace.Start(ctx, "task.create", trace.String("namespace", namespace), trace.String("id", c.ID), trace.String("runtime", c.Runtime.Name))
+	defer func() { span.End(err) }()
 	if err := errors.Join(identifier("namespace", namespace), identifier("container ID", c.ID)); err != nil {
 		return 0, err
 	}
@@ -50,7 +54,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	if err != nil {
 		return 0, fmt.Errorf("create task of container %q: %w", c.ID, err)
 	}
-	t, err := m.reserve(ctx, key{namespace, c.ID})
+	t, err := m.reserve(ctx, key{namespace, c.ID}, false)
 	if err != nil {
 		return 0, err
 	}
@@ -65,7 +69,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 		time.AfterFunc(spareDelay, func() { m.spares.Replenish(s.binary) })
 	} else {
 		m.background.Go(func() {
-			ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 			defer cancel()
 			s.learnProcess(ctx, t)
 		})
@@ -114,10 +118,15 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 		m.discard(t)
 		return 0, nil, err
 	}
+	rootfs, err := m.prepareRootfs(ctx, t, s, p)
+	if err != nil {
+		m.undo(t, s, p)
+		return 0, nil, fmt.Errorf("root filesystem: %w", err)
+	}
 	req := &taskapi.CreateTaskRequest{
 		ID:         t.id,
 		Bundle:     t.bundle.path,
-		Rootfs:     wire.MountsToProto(p.Rootfs),
+		Rootfs:     wire.MountsToProto(rootfs),
 		Terminal:   p.IO.Terminal,
 		Stdin:      p.IO.Stdin,
 		Stdout:     p.IO.Stdout,
@@ -142,23 +151,38 @@ func (m *Manager) create(ctx context.Context, t *task, p plan) (uint32, *shim, e
 	return resp.GetPid(), s, nil
 }
 
-// undo takes back a create that failed at the shim, which may have answered, be
-// still at it, hang or be dead. It is bounded and independent of the caller.
+// undo takes back a create that failed at the shim, or that nobody waits for any
+// more. The shim may have answered, be still at it, have the request before it,
+// hang or be dead. It is bounded and independent of the caller.
+//
+// Berth's shim settles a Create that it has begun before it answers Delete, and
+// begins none without the spec: after the two, nothing of the container is there
+// or to come. Another shim may answer that there is no container while it makes
+// one: see undoForeign.
 func (m *Manager) undo(t *task, s *shim, p plan) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), undoTimeout)
 	defer cancel()
+	if err := t.bundle.withdraw(); err != nil {
+		m.log.Warn("spec of a failed create not withdrawn", "namespace", t.namespace, "id", t.id, "error", err)
+	}
+	failpoint.Hit("task.undo.withdrawn")
 	alone := m.detach(t, s)
-	call, cancelCall := context.WithTimeout(ctx, loadTimeout)
-	err := s.call(call, t.key, "Delete", &taskapi.DeleteRequest{ID: t.id}, &taskapi.DeleteResponse{})
-	cancelCall()
+	orderly := s.deleteNow(ctx, t.key)
 	failpoint.Hit("task.undo.deleted")
-	orderly := err == nil || errdefs.IsNotFound(err) && !s.isDead()
+	if !orderly && m.life.Err() != nil {
+		return // Close has cut the shim off; Recover does it again
+	}
 	if alone {
 		if orderly {
 			m.retire(ctx, s, t.key)
 		} else {
 			s.kill(t.bundle)
 		}
+	}
+	t.bundle.restore()
+	if alone && !s.own {
+		m.undoForeign(ctx, t, s)
+		orderly = false
 	}
 	if !orderly {
 		if _, err := m.runDelete(ctx, p.binary, t); err != nil {
@@ -168,11 +192,38 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 	m.discard(t)
 }
 
+// deleteNow has the shim delete what it has of a container, and tells whether
+// that is nothing now.
+func (s *shim) deleteNow(ctx context.Context, k key) bool {
+	ctx, cancel := context.WithTimeout(ctx, s.m.timeouts().Cleanup)
+	defer cancel()
+	err := s.call(ctx, k, "Delete", &taskapi.DeleteRequest{ID: k.id}, &taskapi.DeleteResponse{})
+	return err == nil || errdefs.IsNotFound(err) && !s.isDead()
+}
+
+// undoForeign ends for certain a shim that was told to, but of which it is not
+// known that it let go of the container before: one that was adopted, or another's.
+func (m *Manager) undoForeign(ctx context.Context, t *task, s *shim) {
+	if !s.isDead() {
+		// A Create that was under way has given it a container after all.
+		call, cancel := context.WithTimeout(ctx, stateTimeout)
+		err := s.call(call, t.key, "State", &taskapi.StateRequest{ID: t.id}, &taskapi.StateResponse{})
+		cancel()
+		if err == nil && s.deleteNow(ctx, t.key) {
+			m.retire(ctx, s, t.key)
+		}
+	}
+	if _, err := os.Lstat(t.bundle.file(sandboxFile)); isGone(err) {
+		t.bundle.killWorkers()
+	}
+}
+
 // discard removes the bundle where an error to do so cannot be returned.
 func (m *Manager) discard(t *task) {
 	if err := t.bundle.remove(m.later); err != nil {
 		m.log.Warn("bundle not removed", "namespace", t.namespace, "id", t.id, "error", err)
 	}
+	m.releaseRootfs(t)
 }
 
 // later runs what nobody has to wait for; Close waits for it.
@@ -208,12 +259,15 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 	return m.startOther(ctx, t, p)
 }
 
-// sandboxShim is the shim of a sandbox's own task, if that can hold further
-// containers (version 3 of the API).
+// sandboxShim is the shim of a sandbox, or of a sandbox's own task, if that can hold
+// further containers (version 3 of the API).
 func (m *Manager) sandboxShim(namespace, id string) *shim {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	sandbox := m.tasks[key{namespace, id}]
+	sandbox := m.sandboxes[key{namespace, id}]
+	if sandbox == nil {
+		sandbox = m.tasks[key{namespace, id}]
+	}
 	if sandbox == nil || sandbox.phase != alive || sandbox.shim.version.Load() < 3 {
 		return nil
 	}
@@ -280,10 +334,13 @@ func (m *Manager) startOther(ctx context.Context, t *task, p plan) (_ *shim, err
 
 // endStray ends a shim that was started for a task but could not be taken over.
 func (m *Manager) endStray(t *task, address string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), shutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Shutdown)
 	defer cancel()
 	c, err := shimconn.Connect(ctx, "ttrpc", address)
 	if err != nil {
+		if shimconn.NobodyListens(err) {
+			m.removeSocket(strings.TrimPrefix(address, "unix://"))
+		}
 		return
 	}
 	defer c.Close()
@@ -297,7 +354,7 @@ func (m *Manager) endStray(t *task, address string) {
 	case <-ctx.Done():
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
-	if pid := int(who.GetShimPid()); pid > 1 && shimproc.WorksIn(pid, t.bundle.path) {
+	if pid := int(who.GetShimPid()); pid > 1 && procfs.WorksIn(pid, t.bundle.path) {
 		if p, err := shimproc.Open(pid); err == nil {
 			p.Kill()
 			<-p.Exited
@@ -318,6 +375,7 @@ func (m *Manager) claim(ctx context.Context, t *task, boot *bootapi.BootstrapRes
 		switch {
 		case s == nil:
 			s = m.newShim(boot.Address, boot.Protocol, binary, boot.Version)
+			s.mounts = mountsOf(boot)
 			s.tasks[t] = true
 			m.shims[boot.Address] = s
 			m.mu.Unlock()
@@ -389,7 +447,7 @@ func (m *Manager) awaitLeaving(ctx context.Context, address string) error {
 	if !leaving {
 		return nil
 	}
-	timer := time.NewTimer(cleanupTimeout)
+	timer := time.NewTimer(m.timeouts().Cleanup)
 	defer timer.Stop()
 	select {
 	case <-s.dead:
@@ -410,7 +468,7 @@ func (m *Manager) retire(ctx context.Context, s *shim, k key) {
 
 // shutdown tells a shim to end.
 func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
-	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	ctx, cancel := context.WithTimeout(ctx, m.timeouts().Shutdown)
 	defer cancel()
 	err := s.call(ctx, k, "Shutdown", &taskapi.ShutdownRequest{ID: k.id}, &emptypb.Empty{})
 	if err == nil {
@@ -422,7 +480,7 @@ func (m *Manager) shutdown(ctx context.Context, s *shim, k key) error {
 // seeOff waits for the end of a shim that was told to end. One that answered but
 // stays (it holds a sandbox) is kept for further tasks; one that did not is killed.
 func (m *Manager) seeOff(s *shim, k key, refused error) {
-	timer := time.NewTimer(shutdownTimeout)
+	timer := time.NewTimer(m.timeouts().Shutdown)
 	defer timer.Stop()
 	select {
 	case <-s.dead:
@@ -436,7 +494,7 @@ func (m *Manager) seeOff(s *shim, k key, refused error) {
 	}
 	if refused != nil {
 		m.log.Warn("shim does not end, killing it", "namespace", k.namespace, "id", k.id, "error", refused)
-		s.kill(m.bundleOf(k))
+		s.kill(m.bundleOf(k, false))
 		return
 	}
 	m.mu.Lock()

@@ -44,7 +44,7 @@ func (m *Manager) shimDied(s *shim) {
 func (m *Manager) bury(t *task) {
 	m.deletes <- struct{}{}
 	defer func() { <-m.deletes }()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Cleanup)
 	defer cancel()
 	binary := ""
 	if t.shim != nil {
@@ -73,6 +73,10 @@ func (m *Manager) bury(t *task) {
 // reports it.
 func (m *Manager) conclude(ctx context.Context, t *task, exit object.Exit) {
 	m.discard(t)
+	if t.sandbox {
+		m.endSandbox(ctx, t, exit)
+		return
+	}
 	failpoint.Hit("task.bury.before-report")
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskExit(t.id, "", exit))
 	m.opts.Events.Publish(ctx, t.namespace, events.TaskDelete(t.id, "", exit))

@@ -22,6 +22,7 @@ import (
 	"berth/internal/task/shimproc"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
@@ -121,6 +122,8 @@ func fakeMain(args []string) error {
 		data, err := proto.Marshal(info)
 		os.Stdout.Write(data)
 		return err
+	case "work":
+		time.Sleep(time.Hour) // deliberate: it is killed
 	case "start":
 		return fakeStart(args)
 	case "delete":
@@ -280,6 +283,9 @@ func fakeServe(l net.Listener, bundle string) error {
 	if s.how["grpc"] != "" {
 		g := grpc.NewServer()
 		taskapi.RegisterTaskServer(g, grpcFake{s: s})
+		if s.how["sandbox"] != "" {
+			sandboxapi.RegisterSandboxServer(g, &fakeSandbox{how: s.how, ended: make(chan struct{})})
+		}
 		return g.Serve(l)
 	}
 	server, err := ttrpc.NewServer()
@@ -290,6 +296,9 @@ func fakeServe(l net.Listener, bundle string) error {
 		server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: s.v2()})
 	} else {
 		taskapi.RegisterTTRPCTaskService(server, s)
+	}
+	if s.how["sandbox"] != "" {
+		sandboxapi.RegisterTTRPCSandboxService(server, &fakeSandbox{how: s.how, ended: make(chan struct{})})
 	}
 	if s.how["listen"] == "wedged" {
 		select {}
@@ -348,6 +357,20 @@ func (s *fakeService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) 
 		defer s.add(r.ID, how)
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if how["create"] == "work" { // a runtime is at it, and outlives the shim
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(self, "--bundle", r.Bundle, "work")
+		cmd.Args[0] = ownShim
+		cmd.Dir = r.Bundle
+		if err := cmd.Start(); err != nil {
+			return nil, err
+		}
+		note(r.Bundle, "working")
+		select {}
 	}
 	if err := misbehave(how, "create"); err != nil {
 		return nil, err

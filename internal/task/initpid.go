@@ -3,14 +3,11 @@ package task
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimproc"
-
-	"golang.org/x/sys/unix"
 )
 
 // initPID is the PID of the init process as the shim wrote it down, or 0.
@@ -43,7 +40,7 @@ func (b bundle) killInit() {
 		return
 	}
 	defer p.Close()
-	started, err := startTime(pid)
+	started, err := procfs.StartTime(pid)
 	if err != nil || started.After(written.ModTime().Add(time.Second)) || started.Before(written.ModTime().Add(-time.Minute)) {
 		return
 	}
@@ -52,29 +49,4 @@ func (b bundle) killInit() {
 	case <-p.Exited:
 	case <-time.After(shutdownTimeout):
 	}
-}
-
-// startTime of a process, to about a hundredth of a second.
-func startTime(pid int) (time.Time, error) {
-	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return time.Time{}, err
-	}
-	// The name in parentheses may contain anything; field 22 is the 20th after it.
-	_, rest, _ := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if len(fields) < 20 {
-		return time.Time{}, os.ErrInvalid
-	}
-	ticks, err := strconv.ParseInt(fields[19], 10, 64)
-	if err != nil {
-		return time.Time{}, err
-	}
-	var up unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
-		return time.Time{}, err
-	}
-	const perSecond = 100 // USER_HZ, the same on every architecture Go runs on
-	age := time.Duration(up.Nano()) - time.Duration(ticks)*time.Second/perSecond
-	return time.Now().Add(-age), nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/object"
+	"berth/internal/trace"
 	"berth/internal/wire"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -40,6 +41,8 @@ func (m *Manager) do(ctx context.Context, namespace, id, method string, req prot
 
 // Start runs the init process, or the exec process when execID is not empty.
 func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid uint32, err error) {
+	ctx, span := trace.Start(ctx, "task.start", trace.String("namespace", namespace), trace.String("id", id), trace.String("exec", execID))
+	defer func() { span.End(err) }()
 	t, err := m.lookup(ctx, namespace, id)
 	if err != nil {
 		return 0, err
@@ -65,7 +68,7 @@ func (m *Manager) State(ctx context.Context, namespace, id, execID string) (obje
 }
 
 func (t *task) state(ctx context.Context, execID string) (object.Process, error) {
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, t.shim.m.timeouts().State)
 	defer cancel()
 	var resp taskapi.StateResponse
 	if err := t.call(ctx, "State", &taskapi.StateRequest{ID: t.id, ExecID: execID}, &resp); err != nil {
@@ -101,7 +104,7 @@ func (m *Manager) List(ctx context.Context, namespace string) ([]object.Process,
 		}
 	}
 	m.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, m.timeouts().State)
 	defer cancel()
 	found := make([]*object.Process, len(tasks))
 	var group sync.WaitGroup
@@ -272,6 +275,10 @@ func (m *Manager) Delete(ctx context.Context, namespace, id, execID string) (obj
 		return t.delete(ctx, execID)
 	}
 	m.mu.Lock()
+	if t.phase == ending {
+		m.mu.Unlock()
+		return t.awaitEnd(ctx) // somebody is at it
+	}
 	t.deletes++
 	m.mu.Unlock()
 	exit, err := t.delete(ctx, "")

@@ -4,7 +4,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -38,7 +37,7 @@ func TestBundleModes(t *testing.T) {
 		t.Skip("needs root: chown")
 	}
 	m, _ := newManager(t)
-	plain, mapped := m.bundleOf(key{"ns", "plain"}), m.bundleOf(key{"ns", "mapped"})
+	plain, mapped := m.bundleOf(key{"ns", "plain"}, false), m.bundleOf(key{"ns", "mapped"}, false)
 	if err := plain.create([]byte("{}"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +70,7 @@ func TestBundleModes(t *testing.T) {
 // What somebody stored in an unmounted rootfs is not deleted.
 func TestRemoveKeepsRootfsContents(t *testing.T) {
 	m, _ := newManager(t)
-	b := m.bundleOf(key{"ns", "c"})
+	b := m.bundleOf(key{"ns", "c"}, false)
 	if err := b.create([]byte("{}"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -84,13 +83,6 @@ func TestRemoveKeepsRootfsContents(t *testing.T) {
 	}
 	if _, err := os.Stat(kept); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestStartTime(t *testing.T) {
-	at, err := startTime(os.Getpid())
-	if err != nil || time.Since(at) < 0 || time.Since(at) > time.Hour {
-		t.Errorf("this process started at %v, %v", at, err)
 	}
 }
 

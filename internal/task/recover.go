@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -15,9 +14,11 @@ import (
 	"berth/internal/events"
 	"berth/internal/failpoint"
 	"berth/internal/object"
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 	"berth/internal/task/shimproc"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 )
 
@@ -36,17 +37,28 @@ type leftovers struct {
 	rebooted bool
 }
 
-// findBundles registers the bundles that an earlier daemon left, and hides the
-// work directories that no bundle has.
+// findBundles registers the bundles that an earlier daemon left, of tasks and of
+// sandboxes, and hides the work directories that no bundle has.
 func (m *Manager) findBundles() error {
-	state, root := filepath.Join(m.opts.State, tasksDir), filepath.Join(m.opts.Root, tasksDir)
+	if err := m.findIn(sandboxesDir, true); err != nil {
+		return err
+	}
+	if err := m.findIn(tasksDir, false); err != nil {
+		return err
+	}
+	m.found.rebooted = m.noteBoot(filepath.Join(m.opts.State, tasksDir, bootFile))
+	return nil
+}
+
+func (m *Manager) findIn(dir string, sandbox bool) error {
+	state, root := filepath.Join(m.opts.State, dir), filepath.Join(m.opts.Root, dir)
 	err := eachDir(state, func(k key, hidden bool) {
 		if hidden {
 			m.found.hidden = append(m.found.hidden, filepath.Join(state, k.namespace, k.id))
 			return
 		}
-		t := m.newTask(k, recovering)
-		m.tasks[k] = t
+		t := m.newTask(k, recovering, sandbox)
+		m.table(sandbox)[k] = t
 		m.found.tasks = append(m.found.tasks, t)
 	})
 	if err != nil {
@@ -54,7 +66,7 @@ func (m *Manager) findBundles() error {
 	}
 	err = eachDir(root, func(k key, hidden bool) {
 		path := filepath.Join(root, k.namespace, k.id)
-		if !hidden && m.tasks[k] != nil {
+		if !hidden && m.table(sandbox)[k] != nil {
 			return
 		}
 		if !hidden {
@@ -69,7 +81,6 @@ func (m *Manager) findBundles() error {
 	if err != nil {
 		return fmt.Errorf("look for work directories: %w", err)
 	}
-	m.found.rebooted = m.noteBoot(filepath.Join(state, bootFile))
 	return nil
 }
 
@@ -170,7 +181,7 @@ func (m *Manager) askDefaultRuntime() {
 // Differs from containerd: the executable of the shim need not be there any
 // more, and a task without processes is kept for its exit status.
 func (m *Manager) adoptTask(t *task) {
-	ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+	ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 	defer cancel()
 	binary := ""
 	if data, err := readSmall(t.bundle.file(binaryPathFile)); err == nil {
@@ -231,6 +242,10 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 	}
 	failpoint.Hit("task.recover.connected")
 	t.shim = s
+	if t.sandbox {
+		m.inspectSandbox(ctx, t, s)
+		return
+	}
 	var p object.Process
 	if err == nil || errdefs.IsNotFound(err) {
 		p, err = t.state(ctx, "")
@@ -246,6 +261,7 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 	case err != nil:
 		m.log.Warn("shim does not answer, it is kept", "namespace", t.namespace, "id", t.id, "error", err)
 		m.settle(t, s, t.bundle.initPID())
+		m.background.Go(func() { m.awaitAnswer(t, s) })
 	default:
 		if p.PID == 0 {
 			p.PID = who.GetTaskPid()
@@ -258,49 +274,82 @@ func (m *Manager) inspect(ctx context.Context, t *task, s *shim) {
 	}
 }
 
+// awaitAnswer settles for good a task whose shim did not answer in time, when it
+// does: it may turn out that the shim never made a container.
+func (m *Manager) awaitAnswer(t *task, s *shim) {
+	err := s.answer(m.life, t.key)
+	m.mu.Lock()
+	// While somebody deletes the task, it is theirs.
+	never := errdefs.IsNotFound(err) && !s.isDead() && t.phase == alive && t.deletes == 0
+	if never {
+		t.phase = ending
+	}
+	m.mu.Unlock()
+	if never {
+		m.undo(t, s, plan{binary: s.binary})
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.life), m.timeouts().Cleanup)
+		defer cancel()
+		m.conclude(ctx, t, object.Exit{Status: exitUnknown, At: time.Now()})
+	}
+}
+
+// answer asks for the state of a task until the shim answers or is dead.
+func (s *shim) answer(ctx context.Context, k key) error {
+	for {
+		err := s.call(ctx, k, "State", &taskapi.StateRequest{ID: k.id}, &taskapi.StateResponse{})
+		s.mu.Lock()
+		c := s.conn
+		s.mu.Unlock()
+		if !errdefs.IsUnavailable(err) || !c.IsLost() {
+			return err
+		}
+		select {
+		case <-c.resolved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // dropHalfMade removes a bundle whose Create did not get as far as a shim with a
 // known address. Nobody was told of the task, so nobody is told of its end.
+//
+// A start command, overtaken by the daemon's end, may still bring up a shim: first
+// whatever works in the bundle is ended, and with it what could start a shim; then
+// one that has moved elsewhere is sought at the usual address.
 func (m *Manager) dropHalfMade(t *task) {
+	t.bundle.killWorkers()
 	m.endStray(t, "unix://"+m.socketPath(t.namespace, t.id))
-	t.bundle.killShims()
 	failpoint.Hit("task.recover.half-made-ended")
 	m.discard(t)
 	m.forget(t, object.Exit{})
 }
 
-// killShims ends the shims that work in a bundle.
-func (b bundle) killShims() {
-	for _, pid := range processesIn(b.path) {
-		if p, err := shimproc.Open(pid); err == nil {
+// killWorkers ends the shims that work in a bundle and what they run there, and
+// returns when they have ended.
+func (b bundle) killWorkers() {
+	// Besides shims: the daemon's children that are about to become one.
+	shim, _ := readSmall(b.file(binaryPathFile))
+	self, _ := os.Executable()
+	// A process that is not in the list yet is the child of one that is: it is
+	// found in the next round, when its parent can have no more.
+	for range 100 {
+		pids := procfs.Workers(b.path, string(shim), self)
+		if len(pids) == 0 {
+			return
+		}
+		for _, pid := range pids {
+			p, err := shimproc.Open(pid)
+			if err != nil {
+				continue // it has ended
+			}
 			p.Kill()
-			p.Close()
+			select {
+			case <-p.Exited:
+			case <-time.After(shutdownTimeout): // stuck in the kernel
+				p.Close()
+				return
+			}
 		}
 	}
-}
-
-// processesIn lists shims whose working directory is a bundle, or was before the
-// bundle was removed. It finds those, too, that a start command, overtaken by the
-// daemon's end, still brought up.
-func processesIn(dir string) []int {
-	hidden := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".")
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	var pids []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
-		if err != nil || cwd != dir && !strings.HasPrefix(cwd, hidden) {
-			continue
-		}
-		exe, err := os.Readlink(filepath.Join("/proc", e.Name(), "exe"))
-		if err == nil && strings.HasPrefix(filepath.Base(exe), "containerd-shim-") {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }

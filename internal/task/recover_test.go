@@ -143,7 +143,7 @@ func TestRecoverHalfMade(t *testing.T) {
 	m, _ := newManager(t)
 	own := fakeBinary(t, ownShim)
 	ctx := within(t, 15*time.Second)
-	b := func(id string) bundle { return m.bundleOf(key{"ns", id}) }
+	b := func(id string) bundle { return m.bundleOf(key{"ns", id}, false) }
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -180,6 +180,44 @@ func TestRecoverHalfMade(t *testing.T) {
 	m.wantNoShims(t)
 	if len(seen()) != 0 {
 		t.Errorf("published %v for tasks that never were", seen())
+	}
+}
+
+// A Create that was under way when the daemon ended is undone, with what the shim
+// has running for it.
+func TestRecoverCreateUnderWay(t *testing.T) {
+	for _, name := range []string{ownShim, foreignShim} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _ := newManager(t)
+			ctx := within(t, 20*time.Second)
+			created := make(chan error, 1)
+			c := fake("c", fakeBinary(t, name), "create", "work")
+			go func() {
+				_, err := m.Create(ctx, "ns", c, CreateOptions{})
+				created <- err
+			}()
+			for !strings.Contains(notes(m.dir()), "working") {
+				if ctx.Err() != nil {
+					t.Fatal("the shim does not get the Create")
+				}
+				time.Sleep(time.Millisecond) // deliberate: the other is a process of which only notes are known
+			}
+			m.Close()
+			if err := <-created; err == nil {
+				t.Fatal("it was created")
+			}
+			m, _ = m.reopen(t)
+			if err := m.Recover(ctx, []string{"ns"}); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(m.tasks); n != 0 {
+				t.Errorf("%d tasks after recovery", n)
+			}
+			m.quiet(t)
+			m.wantEmpty(t)
+			m.wantNoShims(t)
+		})
 	}
 }
 
@@ -276,7 +314,7 @@ func (m *testManager) fill(t testing.TB, live, wedged int) {
 	how := map[string]string{"pid": "lie"}
 	for i := range live + wedged {
 		k := key{"ns", fmt.Sprint("c", i)}
-		b := m.bundleOf(k)
+		b := m.bundleOf(k, false)
 		if err := b.create([]byte("{}"), 0); err != nil {
 			t.Fatal(err)
 		}

@@ -82,7 +82,7 @@ func (m *Manager) servesItself(e shimproc.Edition) bool {
 	ask := m.infos.serves[e]
 	if ask == nil {
 		ask = sync.OnceValue(func() bool {
-			ctx, cancel := context.WithTimeout(m.life, loadTimeout)
+			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 			defer cancel()
 			info, err := m.info(ctx, e.Path, nil)
 			return err == nil && info.GetAnnotations()[servesAnnotation] == "1"

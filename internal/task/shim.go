@@ -10,10 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
 	"berth/internal/task/shimproc"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 )
@@ -31,6 +33,8 @@ type shim struct {
 	// answered is closed when an own shim has taken its first task, or not.
 	answered chan struct{}
 	version  atomic.Int32
+	// mounts are those that it says it can do itself, or nil.
+	mounts *types.MountCapabilities
 
 	// tasks lists those that it serves, leaving that it was told to end.
 	// Guarded by Manager.mu.
@@ -116,11 +120,14 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 	c := &link{conn, make(chan struct{})}
 	s.mu.Lock()
 	s.conn = c
-	let := s.let
+	p, let := s.process, s.let
 	s.mu.Unlock()
 	if let {
 		c.Close()
 		return
+	}
+	if s.hasEnded() || p != nil && p.HasExited() {
+		c.Close() // somebody who inherited its socket has taken the connection
 	}
 	s.m.background.Go(func() {
 		select {
@@ -170,7 +177,7 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 	s.mu.Unlock()
 	if pid := int(resp.ShimPid); !known && pid > 1 {
 		if p, err := shimproc.Open(pid); err == nil {
-			if shimproc.WorksIn(pid, t.bundle.path) {
+			if procfs.WorksIn(pid, t.bundle.path) {
 				s.watch(p)
 			} else {
 				p.Close()
@@ -183,6 +190,13 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 // call makes a call for a task. When the connection is lost and the shim turns
 // out to live, calls that only ask are repeated on the new one.
 func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.Message) error {
+	return s.try(ctx, k, method, func(c *link) error {
+		return c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
+	})
+}
+
+// try makes a call by way of a function, on the present connection.
+func (s *shim) try(ctx context.Context, k key, method string, do func(*link) error) error {
 	for attempt := 0; ; attempt++ {
 		s.mu.Lock()
 		c := s.conn
@@ -190,7 +204,7 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 		if c == nil { // nobody listened when it was to be adopted
 			return s.unreachable(k)
 		}
-		err := c.Call(ctx, s.version.Load(), k.namespace, method, req, resp)
+		err := do(c)
 		if err == nil {
 			return nil
 		}
@@ -209,7 +223,8 @@ func (s *shim) call(ctx context.Context, k key, method string, req, resp proto.M
 // asks lists the methods that change nothing.
 func asks(method string) bool {
 	switch method {
-	case "State", "Wait", "Pids", "Stats", "Connect":
+	case "State", "Wait", "Pids", "Stats", "Connect",
+		"Platform", "WaitSandbox", "SandboxStatus", "SandboxMetrics", "PingSandbox":
 		return true
 	}
 	return false
@@ -235,13 +250,14 @@ func (s *shim) unreachable(k key) error {
 // verdict waits until it is known what the loss of c means: true when there is
 // another connection, false when the shim is dead or out of reach.
 func (s *shim) verdict(ctx context.Context, c *link) bool {
-	timer := time.NewTimer(stateTimeout)
+	timer := time.NewTimer(s.m.timeouts().State)
 	defer timer.Stop()
 	select {
 	case <-c.resolved:
 		return !s.isDead()
 	case <-ctx.Done():
 	case <-timer.C:
+	case <-s.m.life.Done():
 	}
 	return false
 }
@@ -269,7 +285,16 @@ func (s *shim) investigate(c *link) {
 		if s.hasEnded() {
 			break
 		}
-		ctx, cancel := context.WithTimeout(s.m.life, loadTimeout)
+		ctx, cancel := context.WithTimeout(s.m.life, s.m.timeouts().Load)
+		if p != nil {
+			go func() { // a dead shim's socket may be held by who never answers
+				select {
+				case <-s.ended:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+		}
 		next, err := s.reconnect(ctx)
 		cancel()
 		if err == nil {
@@ -303,7 +328,7 @@ func (s *shim) reconnect(ctx context.Context) (*shimconn.Conn, error) {
 		break
 	}
 	s.m.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, stateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.m.timeouts().State)
 	defer cancel()
 	// Whatever it answers, even nothing: it is there.
 	err = c.Call(ctx, s.version.Load(), k.namespace, "Connect", &taskapi.ConnectRequest{ID: k.id}, &taskapi.ConnectResponse{})
@@ -334,7 +359,7 @@ func (s *shim) kill(b bundle) {
 	known := s.killLocked()
 	s.mu.Unlock()
 	if !known && !s.hasEnded() {
-		b.killShims()
+		b.killWorkers()
 	}
 }
 

@@ -83,11 +83,11 @@ func TestShimLog(t *testing.T) {
 	var lines strings.Builder
 	got := make(chan struct{}, 10)
 	m.log = testLog(&lines, got)
-	b := m.bundleOf(key{"ns", "c"})
+	b := m.bundleOf(key{"ns", "c"}, false)
 	if err := b.create([]byte("{}"), 0); err != nil {
 		t.Fatal(err)
 	}
-	tt := m.newTask(key{"ns", "c"}, creating)
+	tt := m.newTask(key{"ns", "c"}, creating, false)
 	f, err := m.openLog(tt)
 	if err != nil {
 		t.Fatal(err)

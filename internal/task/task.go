@@ -13,6 +13,7 @@ import (
 
 	"berth/internal/cgroup"
 	"berth/internal/events"
+	"berth/internal/mount/activation"
 	"berth/internal/object"
 	"berth/internal/task/shimproc"
 
@@ -34,6 +35,11 @@ type Options struct {
 	Version string
 	Events  *events.Exchange
 	Log     *slog.Logger
+	// Timeouts, unless it is nil, bounds calls that must not depend on the
+	// goodwill of a shim; it is asked for each call.
+	Timeouts func() Timeouts
+	// Mounts performs mounts of root filesystems that shims cannot do; may be nil.
+	Mounts *activation.Table
 	// Env is added to the environment of shims.
 	Env []string
 }
@@ -46,6 +52,9 @@ const (
 	loadTimeout     = 5 * time.Second
 	cleanupTimeout  = 10 * time.Second
 	shutdownTimeout = 3 * time.Second
+	// undoTimeout bounds the whole of taking back a create: a delete, the end of
+	// the shim, and the delete command.
+	undoTimeout = 3 * cleanupTimeout
 )
 
 // Manager starts, finds and ends shims, and passes operations on to them. One
@@ -73,10 +82,12 @@ type Manager struct {
 	// deletes bounds how many delete commands run at once.
 	deletes chan struct{}
 
-	mu     sync.Mutex
-	tasks  map[key]*task
-	shims  map[string]*shim // by address
-	closed bool
+	mu    sync.Mutex
+	tasks map[key]*task
+	// sandboxes are like tasks: they have a bundle and hold a shim.
+	sandboxes map[key]*task
+	shims     map[string]*shim // by address
+	closed    bool
 }
 
 type key struct{ namespace, id string }
@@ -97,8 +108,10 @@ const (
 // task is the daemon's view of one container with a shim.
 type task struct {
 	key
-	bundle bundle
-	phase  phase
+	// sandbox: it is none of the tasks, but one of the sandboxes.
+	sandbox bool
+	bundle  bundle
+	phase   phase
 	// settled is closed when the phases creating and recovering are over.
 	settled chan struct{}
 	// gone is closed when the task exists no longer; exit is set before.
@@ -129,6 +142,9 @@ func New(opts Options) (*Manager, error) {
 		if err := os.MkdirAll(filepath.Join(abs, tasksDir), 0o711); err != nil {
 			return nil, fmt.Errorf("make directory of tasks: %w", err)
 		}
+		if err := os.MkdirAll(filepath.Join(abs, sandboxesDir), 0o700); err != nil {
+			return nil, fmt.Errorf("make directory of sandboxes: %w", err)
+		}
 	}
 	if err := opts.setSocketDir(); err != nil {
 		return nil, err
@@ -139,14 +155,15 @@ func New(opts Options) (*Manager, error) {
 	}
 	life, end := context.WithCancel(context.Background())
 	m := &Manager{
-		opts:  opts,
-		log:   opts.Log,
-		debug: opts.Log.Enabled(life, slog.LevelDebug),
-		self:  self,
-		life:  life,
-		end:   end,
-		tasks: make(map[key]*task),
-		shims: make(map[string]*shim),
+		opts:      opts,
+		log:       opts.Log,
+		debug:     opts.Log.Enabled(life, slog.LevelDebug),
+		self:      self,
+		life:      life,
+		end:       end,
+		tasks:     make(map[key]*task),
+		sandboxes: make(map[key]*task),
+		shims:     make(map[string]*shim),
 
 		attach: cgroup.NewAttacher(),
 		spares: shimproc.NewPool(shimproc.Options{Address: opts.Address, Env: opts.Env, Log: opts.Log}),
@@ -195,19 +212,19 @@ func (m *Manager) Close() error {
 // errClosed is what calls get after Close.
 var errClosed = fmt.Errorf("the daemon is shutting down: %w", errdefs.ErrUnavailable)
 
-// reserve makes the task of id in phase creating. One that is just being
+// reserve makes the task, or sandbox, of id in phase creating. One that is just being
 // recovered or cleared away is waited for.
-func (m *Manager) reserve(ctx context.Context, k key) (*task, error) {
+func (m *Manager) reserve(ctx context.Context, k key, sandbox bool) (*task, error) {
 	for {
 		m.mu.Lock()
 		if m.closed {
 			m.mu.Unlock()
 			return nil, errClosed
 		}
-		old := m.tasks[k]
+		old := m.table(sandbox)[k]
 		if old == nil {
-			t := m.newTask(k, creating)
-			m.tasks[k] = t
+			t := m.newTask(k, creating, sandbox)
+			m.table(sandbox)[k] = t
 			m.mu.Unlock()
 			return t, nil
 		}
@@ -217,21 +234,32 @@ func (m *Manager) reserve(ctx context.Context, k key) (*task, error) {
 			wait = old.gone
 		case creating, alive:
 			m.mu.Unlock()
+			if sandbox {
+				return nil, fmt.Errorf("sandbox %q exists: %w", k.id, errdefs.ErrAlreadyExists)
+			}
 			return nil, fmt.Errorf("container %q has a task: %w", k.id, errdefs.ErrAlreadyExists)
 		}
 		m.mu.Unlock()
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for an earlier task of container %q: %w", k.id, ctx.Err())
+			return nil, fmt.Errorf("wait for the end of an earlier %q: %w", k.id, ctx.Err())
 		}
 	}
 }
 
-func (m *Manager) newTask(k key, p phase) *task {
+func (m *Manager) table(sandbox bool) map[key]*task {
+	if sandbox {
+		return m.sandboxes
+	}
+	return m.tasks
+}
+
+func (m *Manager) newTask(k key, p phase, sandbox bool) *task {
 	return &task{
 		key:     k,
-		bundle:  m.bundleOf(k),
+		sandbox: sandbox,
+		bundle:  m.bundleOf(k, sandbox),
 		phase:   p,
 		settled: make(chan struct{}),
 		gone:    make(chan struct{}),
@@ -260,10 +288,11 @@ func (m *Manager) settle(t *task, s *shim, pid uint32) {
 func (m *Manager) forget(t *task, exit object.Exit) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.tasks[t.key] != t {
+	table := m.table(t.sandbox)
+	if table[t.key] != t {
 		return
 	}
-	delete(m.tasks, t.key)
+	delete(table, t.key)
 	if t.phase == creating || t.phase == recovering {
 		close(t.settled)
 	}
@@ -275,13 +304,20 @@ func (m *Manager) forget(t *task, exit object.Exit) {
 // lookup finds a task that is alive, or ending. A task that is being recovered
 // is waited for; one that is being created does not exist yet.
 func (m *Manager) lookup(ctx context.Context, namespace, id string) (*task, error) {
-	k := key{namespace, id}
+	return m.find(ctx, key{namespace, id}, false)
+}
+
+// find is lookup for both tables.
+func (m *Manager) find(ctx context.Context, k key, sandbox bool) (*task, error) {
 	for {
 		m.mu.Lock()
-		t := m.tasks[k]
+		t := m.table(sandbox)[k]
 		if t == nil || t.phase == creating {
 			m.mu.Unlock()
-			return nil, fmt.Errorf("container %q has no task: %w", id, errdefs.ErrNotFound)
+			if sandbox {
+				return nil, fmt.Errorf("sandbox %q: %w", k.id, errdefs.ErrNotFound)
+			}
+			return nil, fmt.Errorf("container %q has no task: %w", k.id, errdefs.ErrNotFound)
 		}
 		p := t.phase
 		m.mu.Unlock()
@@ -291,7 +327,7 @@ func (m *Manager) lookup(ctx context.Context, namespace, id string) (*task, erro
 		select {
 		case <-t.settled:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("task of container %q is still being recovered: %w", id, ctx.Err())
+			return nil, fmt.Errorf("task of container %q is still being recovered: %w", k.id, ctx.Err())
 		case <-m.life.Done():
 			return nil, errClosed
 		}

@@ -116,7 +116,7 @@ func TestCallToShimNeverConnected(t *testing.T) {
 	s := m.newShim("unix:///nowhere", "ttrpc", "", shimconn.NewestVersion)
 	m.shims[s.address] = s
 	m.fail(s, errdefs.ErrUnavailable)
-	tk := m.newTask(key{"ns", "c"}, recovering)
+	tk := m.newTask(key{"ns", "c"}, recovering, false)
 	tk.shim = s
 	if _, err := tk.state(t.Context(), ""); !errdefs.IsNotFound(err) {
 		t.Errorf("state: %v, want NotFound", err)

@@ -14,6 +14,7 @@ import (
 	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
+	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -158,7 +159,16 @@ func (x *session) ingestFile(ctx context.Context, name string, desc ispec.Descri
 		// Nobody would resume it: its name is random.
 		_ = undo(ctx, func(ctx context.Context) error { return x.stores.Content.Abort(ctx, ref) })
 	}
-	if n, err := copyTo(w, r); err != nil || n != desc.Size {
+	there, err := complete(w, desc)
+	if err != nil {
+		discard()
+		return err
+	}
+	to := io.Writer(w)
+	if there {
+		to = io.Discard
+	}
+	if n, err := copyTo(to, r); err != nil || n != desc.Size {
 		discard()
 		if err == nil || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = fmt.Errorf("the archive ends after %d of %d bytes: %w", n, desc.Size, errdefs.ErrInvalidArgument)
@@ -184,7 +194,7 @@ func (x *session) ingestFile(ctx context.Context, name string, desc ispec.Descri
 }
 
 func copyTo(w io.Writer, r io.Reader) (int64, error) {
-	buf := make([]byte, blockSize)
+	buf := make([]byte, ring.Size)
 	return io.CopyBuffer(struct{ io.Writer }{w}, r, buf)
 }
 

@@ -14,6 +14,8 @@ import (
 	"berth/internal/content"
 	"berth/internal/image"
 	"berth/internal/object"
+	"berth/internal/transfer/report"
+	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -45,14 +47,14 @@ func (s *Service) Export(ctx context.Context, namespace string, images []string,
 	if len(images) == 0 {
 		return fmt.Errorf("export of no image: %w", errdefs.ErrInvalidArgument)
 	}
-	rep := newReporter(progress, images[0], "")
-	defer rep.close()
+	rep := report.New(progress, images[0], "")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, "", rep)
 	if err != nil {
 		return err
 	}
 	defer end()
-	rep.say("Exporting")
+	rep.Say("Exporting")
 	e := &export{session: x, opts: opts, blobs: map[digest.Digest]ispec.Descriptor{}, docker: map[digest.Digest]*dockerImage{}}
 	e.match = platforms.DefaultStrict()
 	if len(opts.Platforms) > 0 {
@@ -70,7 +72,7 @@ func (s *Service) Export(ctx context.Context, namespace string, images []string,
 	if err := e.write(ctx, w); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	rep.say("Completed export")
+	rep.Say("Completed export")
 	return nil
 }
 
@@ -274,7 +276,7 @@ func (e *export) writeBlob(ctx context.Context, tw *tar.Writer, desc ispec.Descr
 }
 
 func copyAt(ctx context.Context, w io.Writer, ra content.ReaderAt) error {
-	buf := make([]byte, blockSize)
+	buf := make([]byte, ring.Size)
 	_, err := io.CopyBuffer(w, struct{ io.Reader }{&countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size())}}, buf)
 	return err
 }

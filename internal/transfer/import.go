@@ -12,6 +12,7 @@ import (
 	"berth/internal/content"
 	"berth/internal/image"
 	"berth/internal/object"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -35,14 +36,14 @@ type ImportOptions struct {
 // errdefs.ErrInvalidArgument when the archive is neither, is damaged, or when
 // none of its images gets a name.
 func (s *Service) Import(ctx context.Context, namespace, lease string, r io.Reader, opts ImportOptions, to ImageTarget, progress ProgressFunc) ([]object.Image, error) {
-	rep := newReporter(progress, to.Name, "importing")
-	defer rep.close()
+	rep := report.New(progress, to.Name, "importing")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	rep.say("Importing")
+	rep.Say("Importing")
 	a, err := x.readArchive(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("import: %w", err)
@@ -71,10 +72,10 @@ func (s *Service) Import(ctx context.Context, namespace, lease string, r io.Read
 		if err != nil {
 			return out, fmt.Errorf("record image %q: %w", img.Name, err)
 		}
-		rep.image("saved", img.Name, &img.Target)
+		rep.Image("saved", img.Name, &img.Target)
 		out = append(out, img)
 	}
-	rep.say("Completed import")
+	rep.Say("Completed import")
 	return out, nil
 }
 
@@ -200,7 +201,7 @@ func (i *importer) dockerLayer(ctx context.Context, l ispec.Descriptor) (ispec.D
 // compress stores the gzip of a layer.
 func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.ReaderAt) (ispec.Descriptor, error) {
 	ref := "compress-" + l.Digest.String()
-	unlock, err := i.locks.lock(ctx, ref)
+	unlock, err := i.locks.Lock(ctx, i.namespace+" "+ref)
 	if err != nil {
 		return l, err
 	}

@@ -12,6 +12,9 @@ import (
 	"berth/internal/diff"
 	"berth/internal/image"
 	"berth/internal/object"
+	"berth/internal/trace"
+	"berth/internal/transfer/report"
+	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -38,7 +41,7 @@ type fetchPlan struct {
 	desc   ispec.Descriptor
 	from   source
 	labels labelsFor
-	job    *job
+	job    *report.Job
 	// consume reads a stream to its end; see fetch.
 	consume func(ctx context.Context, r io.Reader) error
 	// reset undoes what consume did to be ready for another stream.
@@ -54,7 +57,9 @@ type fetchPlan struct {
 // one. That is why a consumer that finds fault with what it is given does not
 // stop the stream: only its end tells whether the image is bad, or the bytes.
 func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err error) {
-	unlock, err := x.locks.lock(ctx, "blob "+x.namespace+" "+p.desc.Digest.String())
+	ctx, span := trace.Start(ctx, "fetch", trace.String("digest", p.desc.Digest.String()), trace.Int("size", p.desc.Size))
+	defer func() { span.End(err) }()
+	unlock, err := x.locks.Lock(ctx, blobLock(p.desc.Digest))
 	if err != nil {
 		return false, err
 	}
@@ -62,7 +67,7 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 
 	w, err := x.writer(ctx, p.desc)
 	if errdefs.IsAlreadyExists(err) {
-		p.job.done("already exists")
+		p.job.Done("already exists")
 		return false, x.updateLabels(ctx, p.desc.Digest, p.labels)
 	}
 	if err != nil {
@@ -131,7 +136,7 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 	if err != nil {
 		return streamed, fmt.Errorf("commit blob %s: %w", p.desc.Digest, err)
 	}
-	p.job.done("complete")
+	p.job.Done("complete")
 	return streamed, nil
 }
 
@@ -157,32 +162,32 @@ func (x *session) discard(ctx context.Context, desc ispec.Descriptor, offset int
 func (x *session) stream(ctx context.Context, p fetchPlan, w content.Writer, offset int64, tee bool) (consumed, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p.job.set(offset)
+	p.job.Set(offset)
 	r, err := x.open(ctx, p, offset)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	ring := newPipe(&x.blocks)
+	blocks := ring.New(&x.blocks)
 	done := make(chan error, 1)
 	if tee {
 		go func() {
-			defer ring.leave()
-			err := p.consume(ctx, ring)
+			defer blocks.Leave()
+			err := p.consume(ctx, blocks)
 			if hostFault(err) {
 				cancel(err)
 			}
 			done <- err
 		}()
 	} else {
-		ring.leave()
+		blocks.Leave()
 		done <- nil
 	}
-	err = copyBlocks(r, w, ring, p.job)
+	err = copyBlocks(r, w, blocks, p.job)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	ring.close(err)
+	blocks.Close(err)
 	consumed = <-done
 	if err == nil && hostFault(consumed) {
 		err = consumed
@@ -205,35 +210,35 @@ func hostFault(err error) bool {
 }
 
 // copyBlocks moves a stream into the writer and through the ring.
-func copyBlocks(r io.Reader, w io.Writer, ring *pipe, j *job) error {
+func copyBlocks(r io.Reader, w io.Writer, blocks *ring.Ring, j *report.Job) error {
 	for {
-		b := ring.block()
-		for b.n < blockSize {
-			n, err := r.Read(b.buf[b.n:])
-			b.n += n
-			j.add(n)
+		b := blocks.Block()
+		for b.N < ring.Size {
+			n, err := r.Read(b.Buf[b.N:])
+			b.N += n
+			j.Add(n)
 			if err == nil {
 				continue
 			}
-			if b.n > 0 {
-				if _, werr := w.Write(b.buf[:b.n]); werr != nil {
-					ring.drop(b)
+			if b.N > 0 {
+				if _, werr := w.Write(b.Buf[:b.N]); werr != nil {
+					blocks.Drop(b)
 					return fmt.Errorf("write to the content store: %w", werr)
 				}
-				ring.write(b)
+				blocks.Write(b)
 			} else {
-				ring.drop(b)
+				blocks.Drop(b)
 			}
 			if err == io.EOF {
 				return nil
 			}
 			return err
 		}
-		if _, err := w.Write(b.buf[:b.n]); err != nil {
-			ring.drop(b)
+		if _, err := w.Write(b.Buf[:b.N]); err != nil {
+			blocks.Drop(b)
 			return fmt.Errorf("write to the content store: %w", err)
 		}
-		ring.write(b)
+		blocks.Write(b)
 	}
 }
 
@@ -270,9 +275,9 @@ func checkDiffID(desc ispec.Descriptor, out diff.Unpacked, want digest.Digest) e
 }
 
 // unpackStored unpacks a layer that is in the store.
-func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, apart bool, want digest.Digest, j *job) (diff.Unpacked, error) {
+func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, apart bool, want digest.Digest, j *report.Job) (diff.Unpacked, error) {
 	if applier := x.stores.Applier; applier != nil {
-		j.extracting()
+		j.Extracting()
 		tar, err := applier.Apply(ctx, desc, mounts, diff.ApplyOptions{Sync: x.opts.SyncFS})
 		if err != nil {
 			return diff.Unpacked{}, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
@@ -285,7 +290,7 @@ func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mount
 		return diff.Unpacked{}, fmt.Errorf("blob of the layer: %w", err)
 	}
 	defer ra.Close()
-	j.extracting()
+	j.Extracting()
 	return x.unpackFrom(ctx, &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: j}, desc, mounts, apart, want)
 }
 
@@ -293,7 +298,7 @@ func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mount
 type countingReader struct {
 	ctx context.Context
 	r   io.Reader
-	job *job
+	job *report.Job
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
@@ -301,6 +306,6 @@ func (c *countingReader) Read(p []byte) (int, error) {
 		return 0, context.Cause(c.ctx)
 	}
 	n, err := c.r.Read(p)
-	c.job.add(n)
+	c.job.Add(n)
 	return n, err
 }

@@ -10,6 +10,8 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/registry"
+	"berth/internal/trace"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -24,12 +26,14 @@ const maxDocuments = 6
 // record is made last, when everything is there and on disk. A failure leaves
 // no record, no unfinished snapshot, and only such ingests as the next pull
 // resumes.
-func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (object.Image, error) {
+func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (_ object.Image, err error) {
 	if to.Name == "" {
 		to.Name = from.Reference().String()
 	}
-	rep := newReporter(progress, to.Name, "downloading")
-	defer rep.close()
+	ctx, span := trace.Start(ctx, "pull", trace.String("namespace", namespace), trace.String("image", to.Name))
+	defer func() { span.End(err) }()
+	rep := report.New(progress, to.Name, "downloading")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return object.Image{}, err
@@ -37,8 +41,8 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	defer end()
 	defer from.Close()
 
-	rep.say("Resolving from " + from.String())
-	target, err := from.Resolve(ctx)
+	rep.Say("Resolving from " + from.String())
+	target, err := resolve(ctx, from)
 	if err != nil {
 		return object.Image{}, err
 	}
@@ -48,8 +52,13 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	case !image.IsManifest(target.MediaType) && !image.IsIndex(target.MediaType):
 		return object.Image{}, fmt.Errorf("%s is of type %q, not an image: %w", from.Reference(), target.MediaType, errdefs.ErrInvalidArgument)
 	}
-	rep.say("Pulling from " + from.String())
-	rep.image("fetching image content", to.Name, &target)
+	if s.opts.Verify != nil {
+		if err := s.opts.Verify(ctx, to.Name, target); err != nil {
+			return object.Image{}, err
+		}
+	}
+	rep.Say("Pulling from " + from.String())
+	rep.Image("fetching image content", to.Name, &target)
 
 	p := &pull{session: x, from: from, to: to, match: platforms.All}
 	if len(to.Platforms) > 0 {
@@ -64,6 +73,14 @@ func (s *Service) Pull(ctx context.Context, namespace, lease string, from *regis
 	return p.finish(ctx, target)
 }
 
+func resolve(ctx context.Context, from *registry.Remote) (ispec.Descriptor, error) {
+	ctx, span := trace.Start(ctx, "pull.resolve")
+	target, err := from.Resolve(ctx)
+	span.Set(trace.String("digest", target.Digest.String()))
+	span.End(err)
+	return target, err
+}
+
 // pull is the walk down one image's tree.
 type pull struct {
 	*session
@@ -75,7 +92,9 @@ type pull struct {
 	count     references
 }
 
-func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (object.Image, error) {
+func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (_ object.Image, err error) {
+	ctx, span := trace.Start(ctx, "pull.finish")
+	defer func() { span.End(err) }()
 	// What the record names must be on disk before it: a power cut after the
 	// record leaves a whole image, one before it leaves nothing that is listed.
 	if err := p.barrier(ctx); err != nil {
@@ -88,9 +107,9 @@ func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (object.Imag
 			return object.Image{}, fmt.Errorf("record image %q: %w", img.Name, err)
 		}
 		records[i] = img
-		p.rep.image("saved", img.Name, &img.Target)
+		p.rep.Image("saved", img.Name, &img.Target)
 	}
-	p.rep.say("Completed pull from " + p.from.String())
+	p.rep.Say("Completed pull from " + p.from.String())
 	return records[0], nil
 }
 
@@ -115,7 +134,7 @@ func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) er
 	if err := p.count.add(1, depth); err != nil {
 		return err
 	}
-	j := p.rep.job(desc)
+	j := p.rep.Job(desc)
 	switch {
 	case image.IsIndex(desc.MediaType):
 		doc, err := p.document(ctx, desc, j)
@@ -151,22 +170,26 @@ func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) er
 
 // document gets a manifest or an index into the store, with the labels that
 // keep its children, and returns it.
-func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]byte, error) {
+func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *report.Job) ([]byte, error) {
 	select {
 	case p.documents <- struct{}{}:
 		defer func() { <-p.documents }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	unlock, err := p.locks.lock(ctx, "blob "+p.namespace+" "+desc.Digest.String())
+	unlock, err := p.locks.Lock(ctx, blobLock(desc.Digest))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	event := "already exists"
-	doc, err := p.read(ctx, desc, image.MaxManifest)
-	if errdefs.IsNotFound(err) {
-		event = "complete"
+	var doc []byte
+	held, err := p.exists(ctx, desc.Digest)
+	if held {
+		if doc, err = p.read(ctx, desc, image.MaxManifest); errdefs.IsNotFound(err) {
+			held, err = false, nil // collected in between, though it was held: a store without leases
+		}
+	}
+	if err == nil && !held {
 		doc, err = p.from.FetchAll(ctx, desc, image.MaxManifest)
 	}
 	if err != nil {
@@ -181,16 +204,9 @@ func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]b
 		maps.Copy(l, p.source(existing))
 		return l
 	}
-	if event == "already exists" {
-		held, err := p.exists(ctx, desc.Digest)
-		if err != nil {
-			return nil, err
-		}
-		if !held {
-			event = "complete" // it has gone since it was read, and is written again
-		}
-	}
-	if event == "already exists" {
+	event := "complete"
+	if held {
+		event = "already exists"
 		err = p.updateLabels(ctx, desc.Digest, labels)
 	} else {
 		err = p.writeBytes(ctx, desc, doc, labels(nil))
@@ -198,8 +214,8 @@ func (p *pull) document(ctx context.Context, desc ispec.Descriptor, j *job) ([]b
 	if err != nil {
 		return nil, err
 	}
-	p.rep.children(desc, children)
-	j.done(event)
+	p.rep.Children(desc, children)
+	j.Done(event)
 	return doc, nil
 }
 
@@ -239,7 +255,7 @@ func (p *pull) metadata(ctx context.Context, desc ispec.Descriptor) error {
 	if !image.IsManifest(desc.MediaType) {
 		return nil
 	}
-	doc, err := p.document(ctx, desc, p.rep.job(desc))
+	doc, err := p.document(ctx, desc, p.rep.Job(desc))
 	if err != nil {
 		return err
 	}
@@ -264,7 +280,7 @@ func (p *pull) config(ctx context.Context, desc ispec.Descriptor) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	_, err := p.fetch(ctx, fetchPlan{desc: desc, from: p.from, labels: p.source, job: p.rep.job(desc)})
+	_, err := p.fetch(ctx, fetchPlan{desc: desc, from: p.from, labels: p.source, job: p.rep.Job(desc)})
 	return err
 }
 
@@ -316,7 +332,7 @@ func (p *pull) manifest(ctx context.Context, desc ispec.Descriptor, m ispec.Mani
 func (p *pull) blobs(ctx context.Context, descs []ispec.Descriptor) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, d := range descs {
-		j := p.rep.job(d)
+		j := p.rep.Job(d)
 		if err := p.downloads.Acquire(gctx, 1); err != nil {
 			break
 		}

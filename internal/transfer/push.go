@@ -9,6 +9,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/registry"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -41,16 +42,16 @@ func (s *Service) Push(ctx context.Context, namespace, lease string, name string
 // PushTarget is Push of what the image names, which need not be recorded; its
 // name is for reports and errors.
 func (s *Service) PushTarget(ctx context.Context, namespace, lease string, img object.Image, opts PushOptions, to *registry.Remote, progress ProgressFunc) error {
-	rep := newReporter(progress, img.Name, "uploading")
-	defer rep.close()
+	rep := report.New(progress, img.Name, "uploading")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return err
 	}
 	defer end()
 	defer to.Close()
-	rep.say("Pushing to " + to.String())
-	rep.image("pushing content", img.Name, &img.Target)
+	rep.Say("Pushing to " + to.String())
+	rep.Image("pushing content", img.Name, &img.Target)
 	var match platforms.MatchComparer = platforms.All
 	if len(opts.Platforms) > 0 {
 		match = platforms.Any(opts.Platforms...)
@@ -62,8 +63,8 @@ func (s *Service) PushTarget(ctx context.Context, namespace, lease string, img o
 	if err := p.send(ctx); err != nil {
 		return fmt.Errorf("push %q: %w", img.Name, err)
 	}
-	rep.image("pushed content", img.Name, &img.Target)
-	rep.say("Completed push to " + to.String())
+	rep.Image("pushed content", img.Name, &img.Target)
+	rep.Say("Completed push to " + to.String())
 	return nil
 }
 
@@ -108,8 +109,8 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 			return err
 		}
 		p.documents = append(p.documents, desc)
-		p.rep.children(desc, children)
-		p.rep.job(desc)
+		p.rep.Children(desc, children)
+		p.rep.Job(desc)
 		for _, c := range children {
 			if image.IsIndex(desc.MediaType) && c.Platform != nil && !match.Match(*c.Platform) {
 				continue
@@ -126,16 +127,16 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 func (p *push) send(ctx context.Context) error {
 	slices.SortStableFunc(p.blobs, func(a, b ispec.Descriptor) int { return int(min(1, max(-1, b.Size-a.Size))) })
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.opts.MaxDownloads)
+	g.SetLimit(p.opts.MaxUploads)
 	for _, d := range p.blobs {
-		j := p.rep.job(d)
+		j := p.rep.Job(d)
 		g.Go(func() error { return p.one(gctx, d, j) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	for _, d := range slices.Backward(p.documents) {
-		if err := p.one(ctx, d, p.rep.job(d)); err != nil {
+		if err := p.one(ctx, d, p.rep.Job(d)); err != nil {
 			return err
 		}
 	}
@@ -143,7 +144,7 @@ func (p *push) send(ctx context.Context) error {
 }
 
 // one sends one blob or document, unless the registry has it.
-func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *job) error {
+func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *report.Job) error {
 	info, err := p.stores.Content.Info(ctx, desc.Digest)
 	if err != nil {
 		return err
@@ -158,7 +159,7 @@ func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *job) error {
 			if err != nil {
 				return nil, err
 			}
-			j.set(0)
+			j.Set(0)
 			return &upload{Reader: &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, desc.Size), job: j}, Closer: ra}, nil
 		},
 	})
@@ -166,9 +167,9 @@ func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *job) error {
 		return err
 	}
 	if existed {
-		j.done("already exists")
+		j.Done("already exists")
 	} else {
-		j.done("complete")
+		j.Done("complete")
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -35,7 +36,7 @@ type session struct {
 	*Service
 	namespace string
 	stores    Stores
-	rep       *reporter
+	rep       *report.Reporter
 
 	downloads *semaphore.Weighted
 	unpacks   *semaphore.Weighted
@@ -48,7 +49,7 @@ type session struct {
 // begin opens a session. A lease is made for it unless there is one; end
 // removes that lease again, so it is to be called when what was transferred is
 // referenced by a record.
-func (s *Service) begin(ctx context.Context, namespace, lease string, rep *reporter) (_ *session, end func(), err error) {
+func (s *Service) begin(ctx context.Context, namespace, lease string, rep *report.Reporter) (_ *session, end func(), err error) {
 	end = func() {}
 	if lease == "" {
 		leases := s.opts.Scope(namespace, "").Leases
@@ -75,6 +76,11 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 		syncers:   map[string]snapshot.Syncer{},
 	}, end, nil
 }
+
+// blobLock is the key of the lock of a blob: one for all namespaces, since the
+// bytes that one of them has fetched are there for the others, too, where the
+// store shares them.
+func blobLock(d digest.Digest) string { return "blob " + d.String() }
 
 // read is an image.ReadFunc over the content store.
 func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {
@@ -143,21 +149,33 @@ func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byt
 			x.discard(ctx, desc, 0, err)
 		}
 	}()
-	if st, err := w.Status(); err != nil {
+	there, err := complete(w, desc)
+	if err != nil {
 		return err
-	} else if st.Offset > 0 {
-		if err := w.Truncate(0); err != nil {
-			return err
-		}
 	}
-	if _, err = io.Copy(w, bytes.NewReader(b)); err != nil {
-		return fmt.Errorf("store %s: %w", desc.Digest, err)
+	if !there {
+		if _, err = io.Copy(w, bytes.NewReader(b)); err != nil {
+			return fmt.Errorf("store %s: %w", desc.Digest, err)
+		}
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, labels)
 	if errdefs.IsAlreadyExists(err) {
 		return x.addLabels(ctx, desc.Digest, labels)
 	}
 	return err
+}
+
+// complete tells whether an ingest that was opened holds the whole blob already:
+// that of a blob which another namespace has does. What else it holds is removed.
+func complete(w content.Writer, desc ispec.Descriptor) (bool, error) {
+	st, err := w.Status()
+	if err != nil || st.Offset == 0 {
+		return false, err
+	}
+	if desc.Digest != "" && st.Offset == desc.Size && w.Digest() == desc.Digest {
+		return true, nil
+	}
+	return false, w.Truncate(0)
 }
 
 // addLabels sets those labels of a blob that it does not have yet.

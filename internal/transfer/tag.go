@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"berth/internal/object"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 )
@@ -15,8 +16,8 @@ func (s *Service) Tag(ctx context.Context, namespace, from, to string, progress 
 	if to == "" {
 		return object.Image{}, fmt.Errorf("tag %q: the new name is empty: %w", from, errdefs.ErrInvalidArgument)
 	}
-	rep := newReporter(progress, to, "")
-	defer rep.close()
+	rep := report.New(progress, to, "")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, "", rep)
 	if err != nil {
 		return object.Image{}, err
@@ -28,7 +29,7 @@ func (s *Service) Tag(ctx context.Context, namespace, from, to string, progress 
 	}
 	out, err := x.record(ctx, object.Image{Name: to, Labels: img.Labels, Target: img.Target})
 	if err == nil {
-		rep.image("saved", out.Name, &out.Target)
+		rep.Image("saved", out.Name, &out.Target)
 	}
 	return out, err
 }

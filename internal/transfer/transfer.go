@@ -30,7 +30,9 @@ import (
 	"berth/internal/content"
 	"berth/internal/diff"
 	"berth/internal/object"
+	"berth/internal/par"
 	"berth/internal/snapshot"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -82,6 +84,12 @@ type Options struct {
 	// MaxDownloads and MaxUnpacks bound one transfer's parallelism; 0 chooses
 	// by the number of cores.
 	MaxDownloads, MaxUnpacks int
+	// MaxUploads bounds the layers that one transfer pushes at a time; 0 is
+	// MaxDownloads.
+	MaxUploads int
+	// Verify, unless it is nil, is asked whether an image may be pulled, before
+	// anything of it is fetched; an error ends the pull.
+	Verify func(ctx context.Context, name string, target ispec.Descriptor) error
 	// TempDir is for what must be staged on disk.
 	TempDir string
 }
@@ -89,13 +97,16 @@ type Options struct {
 // Service runs transfers. It is safe for concurrent use.
 type Service struct {
 	opts  Options
-	locks locks
+	locks par.Locks[string]
 }
 
 // New makes a service.
 func New(opts Options) *Service {
 	if opts.MaxDownloads <= 0 {
 		opts.MaxDownloads = max(4, min(runtime.GOMAXPROCS(0)+2, 8))
+	}
+	if opts.MaxUploads <= 0 {
+		opts.MaxUploads = opts.MaxDownloads
 	}
 	if opts.MaxUnpacks <= 0 {
 		opts.MaxUnpacks = opts.MaxDownloads
@@ -116,20 +127,11 @@ func (s *Service) snapshotter(st Stores, name string) (string, snapshot.Backend,
 	return name, sn, err
 }
 
-// Progress is one report; the fields are those of containerd's progress message.
-type Progress struct {
-	// Event is "waiting", "downloading", "complete", "extracting", "saved", …
-	Event    string
-	Name     string
-	Parents  []string
-	Progress int64
-	Total    int64
-	Desc     *ispec.Descriptor
-}
+// Progress is one report.
+type Progress = report.Progress
 
-// ProgressFunc takes reports; it is called by one goroutine at a time and must
-// not block for long. nil means nobody listens.
-type ProgressFunc func(Progress)
+// ProgressFunc takes reports.
+type ProgressFunc = report.Func
 
 // UnpackTarget is a platform to unpack for, and into what.
 type UnpackTarget struct {

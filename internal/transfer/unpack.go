@@ -15,6 +15,8 @@ import (
 	"berth/internal/image"
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/trace"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -78,7 +80,7 @@ func (x *session) unpackChain(ctx context.Context, snapshotter string, config is
 
 func (c *chain) run(ctx context.Context) error {
 	for _, l := range c.layers {
-		c.x.rep.job(l)
+		c.x.rep.Job(l)
 	}
 	missing := len(c.layers)
 	for ; missing > 0; missing-- {
@@ -133,7 +135,7 @@ func (c *chain) complete(ctx context.Context, i int) error {
 	if c.from == nil || c.sn.Root() == "" {
 		return nil
 	}
-	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.job(c.layers[i])})
+	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.Job(c.layers[i])})
 	return err
 }
 
@@ -141,13 +143,13 @@ func (c *chain) complete(ctx context.Context, i int) error {
 func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 	id := c.ids[i].String()
 	key := "snapshot " + c.x.namespace + " " + c.name + " " + id
-	unlock := c.x.locks.try(key)
-	if unlock == nil {
+	unlock, _, ok := c.x.locks.TryLock(key)
+	if !ok {
 		// Another transfer makes this very snapshot. Wait without a slot, which
 		// its own layers may need.
 		slot.release()
 		var err error
-		if unlock, err = c.x.locks.lock(ctx, key); err != nil {
+		if unlock, err = c.x.locks.Lock(ctx, key); err != nil {
 			return err
 		}
 		if err := slot.acquire(ctx); err != nil {
@@ -168,7 +170,7 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 			return err
 		}
 	}
-	l := &layerWork{chain: c, i: i, desc: c.layers[i], job: c.x.rep.job(c.layers[i])}
+	l := &layerWork{chain: c, i: i, desc: c.layers[i], job: c.x.rep.Job(c.layers[i])}
 	exists, err := l.prepare(ctx)
 	if err != nil {
 		return err
@@ -187,7 +189,7 @@ func (c *chain) layer(ctx context.Context, i int, slot *slot) error {
 		return first(err, undo(ctx, l.remove))
 	}
 	failpoint.Hit("transfer.layer.committed")
-	l.job.done("extracted")
+	l.job.Done("extracted")
 	return nil
 }
 
@@ -195,7 +197,7 @@ func (c *chain) fetchOnly(ctx context.Context, i int) error {
 	if c.from == nil {
 		return nil
 	}
-	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.job(c.layers[i])})
+	_, err := c.x.fetch(ctx, fetchPlan{desc: c.layers[i], from: c.from, labels: c.labels, job: c.x.rep.Job(c.layers[i])})
 	return err
 }
 
@@ -222,7 +224,7 @@ type layerWork struct {
 	*chain
 	i      int
 	desc   ispec.Descriptor
-	job    *job
+	job    *report.Job
 	key    string // of the active snapshot, empty when there is none
 	mounts []object.Mount
 	// apart: the snapshot has no parent until its commit, though it will get one.
@@ -280,6 +282,8 @@ func holds(ctx context.Context, sn snapshot.Snapshotter, id string) (bool, error
 
 // prepare makes the active snapshot; exists tells that the committed one is there.
 func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
+	ctx, span := trace.Start(ctx, "snapshot.prepare")
+	defer func() { span.End(err) }()
 	id := l.ids[l.i].String()
 	parent := ""
 	if l.i > 0 {
@@ -305,7 +309,9 @@ func (l *layerWork) prepare(ctx context.Context) (exists bool, err error) {
 }
 
 // unpack fills the snapshot, while the layer is fetched or from the store.
-func (l *layerWork) unpack(ctx context.Context) (diff.Unpacked, error) {
+func (l *layerWork) unpack(ctx context.Context) (_ diff.Unpacked, err error) {
+	ctx, span := trace.Start(ctx, "unpack.layer", trace.String("digest", l.desc.Digest.String()), trace.Int("size", l.desc.Size), trace.Int("layer", l.i))
+	defer func() { span.End(err) }()
 	want := l.diffIDs[l.i]
 	if l.from == nil {
 		return l.unpackStored(ctx)
@@ -370,7 +376,9 @@ func withUncompressed(labels labelsFor, desc ispec.Descriptor, diffID digest.Dig
 }
 
 // commit puts the layer onto its parent.
-func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) error {
+func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) (err error) {
+	ctx, span := trace.Start(ctx, "snapshot.commit")
+	defer func() { span.End(err) }()
 	opts := snapshot.CommitOptions{Labels: l.snapshotLabels()}
 	if l.apart {
 		if err := l.await(ctx, l.i-1); err != nil {
@@ -383,7 +391,7 @@ func (l *layerWork) commit(ctx context.Context, out diff.Unpacked) error {
 			}
 		}
 	}
-	err := l.sn.Commit(ctx, l.ids[l.i].String(), l.key, opts)
+	err = l.sn.Commit(ctx, l.ids[l.i].String(), l.key, opts)
 	if errdefs.IsAlreadyExists(err) {
 		return undo(ctx, l.remove)
 	}
@@ -446,8 +454,8 @@ func (s *slot) release() {
 // Unpack makes the chain of snapshots of an image's manifest for a platform
 // from what is in the store. errdefs.ErrNotFound when a part of it is missing.
 func (s *Service) Unpack(ctx context.Context, namespace, lease string, img object.Image, target UnpackTarget, progress ProgressFunc) error {
-	rep := newReporter(progress, img.Name, "downloading")
-	defer rep.close()
+	rep := report.New(progress, img.Name, "downloading")
+	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, lease, rep)
 	if err != nil {
 		return err

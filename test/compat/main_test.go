@@ -9,10 +9,11 @@ import (
 )
 
 // Directories with programs: ours, theirs, and mixtures of links to both.
-var oursBin, peerBin, busybox string
+var oursBin, peerBin, oldPeerBin, busybox string
 
-// oursMods are what the peer is built with; see go.mod for the versions.
-const peerTags = "no_btrfs,no_zfs,no_devmapper,seccomp"
+// peerTags are what the peer is built with; see go.mod and oldpeer/go.mod for
+// the versions.
+const peerTags = "no_btrfs,no_zfs,no_devmapper,no_aufs,seccomp"
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -48,6 +49,11 @@ func prepare() error {
 		return err
 	}
 	busybox = filepath.Join(cache, "busybox")
+	oldPeerBin = filepath.Join(peerBin, "1.7")
+	if dir := os.Getenv("PEER_BIN"); dir != "" { // with the old one's programs in 1.7
+		peerBin, oldPeerBin = dir, filepath.Join(dir, "1.7")
+		return nil
+	}
 	if err := os.MkdirAll(peerBin, 0o755); err != nil {
 		return err
 	}
@@ -59,6 +65,11 @@ func prepare() error {
 		"runc":                    "github.com/opencontainers/runc",
 	} {
 		if err := run(".", "go", "build", "-tags", peerTags, "-ldflags", version, "-o", filepath.Join(peerBin, name), pkg); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
+		if err := run("oldpeer", "go", "build", "-tags", peerTags, "-o", filepath.Join(oldPeerBin, name), "github.com/containerd/containerd/cmd/"+name); err != nil {
 			return err
 		}
 	}

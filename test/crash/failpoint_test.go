@@ -16,6 +16,7 @@ import (
 // what that left behind is cleared away.
 var second = map[string]string{
 	"task.recover.half-made-ended":  "task.create.bundle-made",
+	"task.undo.withdrawn":           "task.create.assigned",
 	"task.undo.deleted":             "task.create.assigned",
 	"snapshot.cleanup.before-files": "snapshot.create.filled",
 }

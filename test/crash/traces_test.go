@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,6 +75,9 @@ func (m *machine) rehash() error {
 	blobs, _ := filepath.Glob(m.root("io.containerd.content.v1.content", "blobs", "sha256", "*"))
 	for _, path := range blobs {
 		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // collected meanwhile; what an image needs is looked for elsewhere
+		}
 		if err != nil {
 			return err
 		}

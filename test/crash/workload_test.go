@@ -247,18 +247,14 @@ func (w *workload) clearContainers() error {
 	for id := range tasks {
 		w.ctr("tasks", "rm", "-f", id) // ends with the status of the container
 	}
-	if tasks, err = w.tasks(); err != nil || len(tasks) > 0 {
-		return fmt.Errorf("tasks that cannot be removed: %v, %w", tasks, err)
+	if tasks, err = w.tasks(); err != nil {
+		return err
+	}
+	if len(tasks) > 0 {
+		return fmt.Errorf("tasks that cannot be removed: %v", tasks)
 	}
 	for _, id := range w.lines("containers", "ls", "-q") {
 		w.must("containers", "rm", id)
-	}
-	// A ctr that a daemon's death keeps from making the container leaves its
-	// snapshot to its lease, which lasts for a day.
-	for line := range strings.Lines(w.must("snapshots", "ls")) {
-		if f := strings.Fields(line); slices.Contains([]string{"kept", "ended", "once", "victim"}, f[0]) {
-			w.must("snapshots", "rm", f[0])
-		}
 	}
 	if err := settle(w.running); err != nil {
 		return fmt.Errorf("without any task: %w", err)

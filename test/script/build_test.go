@@ -7,8 +7,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"berth/internal/registry/registrytest"
@@ -20,34 +22,50 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cmdFake runs the registry that can misbehave.
+// cmdFake runs the registry that can misbehave, in the test's own process.
 func cmdFake(ts *testscript.TestScript, neg bool, args []string) {
 	m := of(ts)
-	if len(args) == 0 {
+	switch {
+	case neg:
+		ts.Fatalf("fake cannot be negated")
+	case len(args) == 0:
 		m.fake = registrytest.New(tb{ts: ts})
-		ts.Setenv("FAKE", m.fake.Host)
-		return
+	case len(args) == 1 && args[0] == "private":
+		m.fake = registrytest.New(tb{ts: ts})
+		m.fake.RequireBasic("me", "secret")
+	case len(args) == 1 && args[0] == "tls":
+		m.fake = registrytest.NewTLS(tb{ts: ts})
+		ts.Setenv("CA", m.fake.CAFile(tb{ts: ts}))
+	case m.fake == nil:
+		ts.Fatalf("fake has not been started")
+	case len(args) == 1 && args[0] == "well":
+		m.fake.ClearFaults()
+	case len(args) >= 3 && len(args) <= 5:
+		m.fake.AddFault(faultOf(ts, m.fake, args))
+	default:
+		ts.Fatalf("usage: fake [private|tls|well|METHOD PATH FAULT [N [TIMES]]]")
 	}
-	if m.fake == nil || len(args) < 3 {
-		ts.Fatalf("usage: fake [METHOD PATH FAULT [N]]")
-	}
-	n := 0
-	if len(args) > 3 {
+	ts.Setenv("FAKE", m.fake.Host)
+}
+
+// faultOf reads METHOD PATH FAULT [N [TIMES]].
+func faultOf(ts *testscript.TestScript, fake *registrytest.Registry, args []string) registrytest.Fault {
+	f := registrytest.Fault{Method: args[0], Path: args[1]}
+	var numbers [2]int // N, TIMES
+	for i, arg := range args[3:] {
 		var err error
-		n, err = strconv.Atoi(args[3])
+		numbers[i], err = strconv.Atoi(arg)
 		ts.Check(err)
 	}
-	f := registrytest.Fault{Method: args[0], Path: args[1]}
+	n := numbers[0]
+	f.Times = numbers[1]
 	switch args[2] {
-	case "well":
-		m.fake.ClearFaults()
-		return
 	case "status":
 		f.Do = registrytest.Status(n)
 	case "hang":
-		f.Do = m.fake.HangAfter(n)
+		f.Do = fake.HangAfter(n)
 	case "silent":
-		f.Do = m.fake.Hang()
+		f.Do = fake.Hang()
 	case "cut":
 		f.Do = registrytest.Cut(n)
 	case "short":
@@ -59,7 +77,22 @@ func cmdFake(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("unknown fault %s", args[2])
 	}
-	m.fake.AddFault(f)
+	return f
+}
+
+// tb lets a script be what a test registry belongs to.
+type tb struct {
+	testing.TB
+	ts *testscript.TestScript
+}
+
+func (tb) Helper()             {}
+func (t tb) Cleanup(fn func()) { t.ts.Defer(fn) }
+func (t tb) Fatal(args ...any) { t.ts.Fatalf("%v", args) }
+func (t tb) TempDir() string {
+	dir := filepath.Join(t.ts.MkAbs("."), "tb")
+	t.ts.Check(os.MkdirAll(dir, 0o700))
+	return dir
 }
 
 // dockerTypes are the media types of Docker's schema 2 for those of OCI.
@@ -120,6 +153,9 @@ func cmdMkimage(ts *testscript.TestScript, neg bool, args []string) {
 	if *platforms == "" {
 		_, err := put(fake, repository, img, *kind == "docker", *wrong, tag)
 		ts.Check(err)
+		blobs, err := img.Blobs()
+		ts.Check(err)
+		ts.Setenv("LAYER", "/blobs/"+blobs[0].Digest.String())
 		return
 	}
 	index := ispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ispec.MediaTypeImageIndex}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -103,12 +104,20 @@ func runScripts(t *testing.T, restarts bool) {
 			"ctr":      cmdCtr,
 			"image":    cmdImage,
 			"registry": cmdRegistry,
-			"faulty":   cmdFaulty,
 			"await":    cmdAwait,
+			"shows":    cmdShows,
 			"exits":    cmdExits,
 			"fake":     cmdFake,
 			"mkimage":  cmdMkimage,
 			"terminal": cmdTerminal,
+			"signal":   cmdSignal,
+			"ports":    cmdPorts,
+			"get":      cmdGet,
+			"inherit":  cmdInherit,
+			"notify":   cmdNotify,
+			"certs":    cmdCerts,
+			"dial":     cmdDial,
+			"owner":    cmdOwner,
 		},
 	})
 }
@@ -130,10 +139,7 @@ type machine struct {
 	daemon   *exec.Cmd
 	exited   chan struct{} // closed when daemon has ended
 	registry *exec.Cmd
-
-	// Of the registry that can misbehave: see cmdFaulty.
-	faulty      *registrytest.Registry
-	faultyLayer string // a part of the layer's path
+	prepare  func(*exec.Cmd) // changes how the daemon is started; may be nil
 }
 
 const machineKey = "machine"
@@ -145,6 +151,12 @@ func setup(env *testscript.Env, restarts bool) error {
 	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err
+	}
+	// The root of a user namespace must reach its files.
+	for _, dir := range []string{env.WorkDir, filepath.Dir(env.WorkDir)} {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return err
+		}
 	}
 	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n[plugins.'io.containerd.internal.v1.opt']\npath = %q\n",
 		m.dir+"/root", m.dir+"/state", m.address(), m.address()+".ttrpc", m.dir+"/opt")
@@ -180,6 +192,9 @@ func (m *machine) start() error {
 	cmd.Env = append(os.Environ(), "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if m.prepare != nil {
+		m.prepare(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -527,6 +542,31 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	if err != nil {
 		ts.Fatalf("await %s: %v", strings.Join(args, " "), err)
+	}
+}
+
+// cmdShows waits until what a command prints matches a pattern, or, negated, does
+// so no longer: for what the daemon does when nobody is left to tell, as clearing
+// up after a client that has gone.
+func cmdShows(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] shows PATTERN COMMAND...")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = poll(ctx, func() error {
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return stop{err}
+		}
+		if out := ts.ReadFile("stdout"); pattern.MatchString(out) == neg {
+			return fmt.Errorf("it prints %q", out)
+		}
+		return nil
+	})
+	if err != nil {
+		ts.Fatalf("shows %s: %v", strings.Join(args, " "), err)
 	}
 }
 

@@ -76,6 +76,18 @@ func List[T any](format string, rows []T, style Style, header string, row func(T
 	return nil
 }
 
+// Row prints one of a stream of things: as JSON on a line, or with a Go template.
+func Row(format string, v any) error {
+	if format != "json" {
+		return One(format, v)
+	}
+	b, err := json.Marshal(v)
+	if err == nil {
+		_, err = os.Stdout.Write(append(b, '\n'))
+	}
+	return err
+}
+
 // One prints a single thing: as JSON, or with a Go template.
 func One(format string, v any) error {
 	switch format {

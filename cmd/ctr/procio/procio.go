@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -63,6 +64,20 @@ func New(dir, id string, terminal bool) (*Pipes, error) {
 		}
 	}
 	return p, nil
+}
+
+// Make makes the pipes that are named and not there; Remove does not take those
+// away.
+func (p *Pipes) Make() error {
+	for _, path := range []string{p.Stdin, p.Stdout, p.Stderr} {
+		if path == "" {
+			continue
+		}
+		if err := unix.Mkfifo(path, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("pipe for the container's IO: %w", &os.PathError{Op: "mkfifo", Path: path, Err: err})
+		}
+	}
+	return nil
 }
 
 // Remove takes the pipes away from the file system.
@@ -122,7 +137,7 @@ func Start(p *Pipes, s Streams, stdinEOF func()) (*Copier, error) {
 func Hold(p *Pipes) (*Copier, error) {
 	c := &Copier{pipes: p, started: make(chan struct{}), stop: make(chan struct{})}
 	for _, path := range []string{p.Stdout, p.Stderr} {
-		if p.dir == "" || path == "" {
+		if path == "" || strings.Contains(path, "://") {
 			continue
 		}
 		f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)

@@ -16,14 +16,12 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -41,7 +39,11 @@ type Registry struct {
 	faults    []*Fault
 	requests  []Request
 	auth      func(w http.ResponseWriter, r *http.Request) bool
+	uploads   map[string]*session
+	referrers bool
+	maxBody   int64
 	quit      chan struct{}
+	stop      sync.Once
 }
 
 type manifest struct {
@@ -52,12 +54,13 @@ type manifest struct {
 // Request is one that the registry saw.
 type Request struct {
 	Method, Path, Query, Range, Authorization string
+	Header                                    http.Header
 }
 
 // Fault misbehaves.
 type Fault struct {
-	// Method and Path (a part of the path) select requests; empty is any.
-	Method, Path string
+	// Method, Path and Query (parts of them) select requests; empty is any.
+	Method, Path, Query string
 	// Times limits how many requests it takes; 0 is all.
 	Times int
 	// Do answers the request instead of the registry, which is next.
@@ -73,7 +76,7 @@ func New(t testing.TB) *Registry { return start(t, false) }
 func NewTLS(t testing.TB) *Registry { return start(t, true) }
 
 func start(t testing.TB, secure bool) *Registry {
-	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]manifest{}, quit: make(chan struct{})}
+	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]manifest{}, uploads: map[string]*session{}, quit: make(chan struct{})}
 	r.server = httptest.NewUnstartedServer(r)
 	r.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if secure {
@@ -82,12 +85,17 @@ func start(t testing.TB, secure bool) *Registry {
 		r.server.Start()
 	}
 	r.Host = r.server.Listener.Addr().String()
-	t.Cleanup(func() {
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// Stop ends the registry, and requests that hang.
+func (r *Registry) Stop() {
+	r.stop.Do(func() {
 		close(r.quit)
 		r.server.CloseClientConnections()
 		r.server.Close()
 	})
-	return r
 }
 
 // CAFile writes the certificate of a registry that speaks HTTPS to a file.
@@ -223,15 +231,8 @@ func Error(w http.ResponseWriter, status int, code, message string) {
 // ServeHTTP implements http.Handler.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
-	r.requests = append(r.requests, Request{q.Method, q.URL.Path, q.URL.RawQuery, q.Header.Get("Range"), q.Header.Get("Authorization")})
-	var fault *Fault
-	for _, f := range r.faults {
-		if (f.Method == "" || f.Method == q.Method) && strings.Contains(q.URL.Path, f.Path) && (f.Times == 0 || f.used < f.Times) {
-			f.used++
-			fault = f
-			break
-		}
-	}
+	r.requests = append(r.requests, Request{q.Method, q.URL.Path, q.URL.RawQuery, q.Header.Get("Range"), q.Header.Get("Authorization"), q.Header.Clone()})
+	fault := choose(r.faults, q)
 	auth := r.auth
 	r.mu.Unlock()
 	if auth != nil && !auth(w, q) {
@@ -244,6 +245,17 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	r.serve(w, q)
 }
 
+// choose finds the first fault that applies, and counts it.
+func choose(faults []*Fault, q *http.Request) *Fault {
+	for _, f := range faults {
+		if (f.Method == "" || f.Method == q.Method) && strings.Contains(q.URL.Path, f.Path) && strings.Contains(q.URL.RawQuery, f.Query) && (f.Times == 0 || f.used < f.Times) {
+			f.used++
+			return f
+		}
+	}
+	return nil
+}
+
 // split parts a path of the API into repository, kind ("manifests", "blobs",
 // "uploads") and object.
 func split(path string) (repository, kind, object string, ok bool) {
@@ -251,7 +263,7 @@ func split(path string) (repository, kind, object string, ok bool) {
 	if !ok {
 		return "", "", "", false
 	}
-	for _, k := range []string{"/blobs/uploads/", "/manifests/", "/blobs/"} {
+	for _, k := range []string{"/blobs/uploads/", "/manifests/", "/blobs/", "/referrers/"} {
 		if i := strings.LastIndex(rest, k); i > 0 {
 			return rest[:i], strings.TrimPrefix(strings.Trim(k, "/"), "blobs/"), rest[i+len(k):], true
 		}
@@ -282,6 +294,9 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
 		}
 		d := r.AddManifest(repo, q.Header.Get("Content-Type"), b, tags...)
 		w.Header().Set("Docker-Content-Digest", d.Digest.String())
+		if subject := subjectOf(b); subject != "" && r.keepsReferrers() {
+			w.Header().Set("OCI-Subject", subject.String())
+		}
 		w.WriteHeader(http.StatusCreated)
 	case kind == "blobs":
 		r.mu.Lock()
@@ -294,129 +309,38 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		serveBytes(w, q, b)
 	case kind == "uploads":
-		r.upload(w, q, repo)
+		r.upload(w, q, repo, object)
+	case kind == "referrers":
+		r.serveReferrers(w, q, repo, digest.Digest(object))
 	default:
 		w.WriteHeader(http.StatusOK)
 	}
 }
 
-func (r *Registry) upload(w http.ResponseWriter, q *http.Request, repo string) {
-	switch q.Method {
-	case http.MethodPost:
-		if d := digest.Digest(q.URL.Query().Get("mount")); d != "" {
-			if _, ok := r.Blob(d); ok {
-				w.Header().Set("Location", "/v2/"+repo+"/blobs/"+d.String())
-				w.WriteHeader(http.StatusCreated)
-				return
-			}
-		}
-		w.Header().Set("Location", "/v2/"+repo+"/blobs/uploads/1?state=secret")
-		w.WriteHeader(http.StatusAccepted)
-	case http.MethodPut:
-		b, err := io.ReadAll(q.Body)
-		d := digest.Digest(q.URL.Query().Get("digest"))
-		if err != nil || digest.FromBytes(b) != d || q.URL.Query().Get("state") != "secret" {
-			Error(w, http.StatusBadRequest, "DIGEST_INVALID", "provided digest did not match uploaded content")
-			return
-		}
-		r.AddBlob("", b)
-		w.WriteHeader(http.StatusCreated)
-	default:
-		w.WriteHeader(http.StatusMethodNotAllowed)
-	}
-}
-
-// serveBytes answers GET and HEAD, with ranges of the form "bytes=n-".
+// serveBytes answers GET and HEAD, with ranges of the forms "bytes=n-" and "bytes=n-m".
 func serveBytes(w http.ResponseWriter, q *http.Request, b []byte) {
 	if w.Header().Get("Docker-Content-Digest") == "" {
 		w.Header().Set("Docker-Content-Digest", digest.FromBytes(b).String())
 	}
-	status := http.StatusOK
+	status, size := http.StatusOK, len(b)
 	if rest, ok := strings.CutPrefix(q.Header.Get("Range"), "bytes="); ok {
-		n, err := strconv.Atoi(strings.TrimSuffix(rest, "-"))
-		if err != nil || n >= len(b) {
+		from, to, _ := strings.Cut(rest, "-")
+		first, err := strconv.Atoi(from)
+		last := size - 1
+		if to != "" && err == nil {
+			last, err = strconv.Atoi(to)
+		}
+		if err != nil || first >= size || last < first {
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			return
 		}
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", n, len(b)-1, len(b)))
-		b, status = b[n:], http.StatusPartialContent
+		last = min(last, size-1)
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, size))
+		b, status = b[first:last+1], http.StatusPartialContent
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)
 	if q.Method == http.MethodGet {
 		w.Write(b)
 	}
-}
-
-// TokenServer gives out tokens.
-type TokenServer struct {
-	// URL to be named as the realm.
-	URL string
-
-	user, password string
-	mu             sync.Mutex
-	tokens         map[string][]string // scopes by token
-	asked          []string            // scopes, one request per element
-}
-
-// NewTokenServer starts a token server. With an empty user it gives tokens to
-// everybody; an identity token is the password alone.
-func NewTokenServer(t testing.TB, user, password string) *TokenServer {
-	ts := &TokenServer{user: user, password: password, tokens: map[string][]string{}}
-	s := httptest.NewServer(ts)
-	ts.URL = s.URL + "/token"
-	t.Cleanup(s.Close)
-	return ts
-}
-
-// Asked returns the scopes that were asked for, one element per request.
-func (ts *TokenServer) Asked() []string {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	return append([]string(nil), ts.asked...)
-}
-
-// Forget makes all tokens invalid.
-func (ts *TokenServer) Forget() {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	clear(ts.tokens)
-}
-
-// ServeHTTP implements http.Handler.
-func (ts *TokenServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
-	user, password, _ := q.BasicAuth()
-	scopes := q.URL.Query()["scope"]
-	if q.Method == http.MethodPost {
-		form := url.Values{}
-		if b, err := io.ReadAll(q.Body); err == nil {
-			form, _ = url.ParseQuery(string(b))
-		}
-		scopes = strings.Fields(form.Get("scope"))
-		if form.Get("refresh_token") == ts.password {
-			user, password = ts.user, ts.password
-		}
-	}
-	if ts.user != "" && (user != ts.user || password != ts.password) {
-		Error(w, http.StatusUnauthorized, "UNAUTHORIZED", "wrong user or password")
-		return
-	}
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	token := fmt.Sprintf("token-%d-%d", len(ts.asked), time.Now().UnixNano())
-	ts.asked = append(ts.asked, strings.Join(scopes, " "))
-	ts.tokens[token] = scopes
-	json.NewEncoder(w).Encode(map[string]string{"token": token})
-}
-
-func (ts *TokenServer) allows(token, repository, action string) bool {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	for _, s := range ts.tokens[token] {
-		actions, ok := strings.CutPrefix(s, "repository:"+repository+":")
-		if ok && strings.Contains(actions, action) {
-			return true
-		}
-	}
-	return false
 }

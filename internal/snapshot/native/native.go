@@ -20,7 +20,7 @@ import (
 )
 
 // Snapshotter is a snapshot.Backend, snapshot.Cleaner and snapshot.Syncer.
-type Snapshotter struct{ store *store.Store }
+type Snapshotter struct{ store.Base }
 
 // New opens the snapshotter whose files are below root. now is the clock,
 // time.Now when nil.
@@ -32,48 +32,19 @@ func New(root string, now func() time.Time) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("native snapshotter: %w", err)
 	}
-	return &Snapshotter{s}, nil
+	return &Snapshotter{store.Base{Store: s}}, nil
 }
 
 // Capabilities is snapshot.Backend. A copy cannot be put onto a parent later.
 func (n *Snapshotter) Capabilities() []string { return nil }
 
-// Root is snapshot.Backend.
-func (n *Snapshotter) Root() string { return n.store.Root() }
-
-// Close is snapshot.Snapshotter.
-func (n *Snapshotter) Close() error { return n.store.Close() }
-
-// Sync is snapshot.Syncer.
-func (n *Snapshotter) Sync(ctx context.Context) error { return n.store.Sync(ctx) }
-
-// Cleanup is snapshot.Cleaner.
-func (n *Snapshotter) Cleanup(ctx context.Context) error { return n.store.Cleanup(ctx) }
-
-// Stat is snapshot.Snapshotter.
-func (n *Snapshotter) Stat(ctx context.Context, key string) (object.SnapshotInfo, error) {
-	snap, err := n.store.Get(key)
-	return snap.Info, err
-}
-
-// Update is snapshot.Snapshotter.
-func (n *Snapshotter) Update(ctx context.Context, info object.SnapshotInfo, fieldpaths ...string) (object.SnapshotInfo, error) {
-	snap, err := n.store.Update(ctx, info, fieldpaths...)
-	return snap.Info, err
-}
-
-// Walk is snapshot.Snapshotter.
-func (n *Snapshotter) Walk(ctx context.Context, fn func(object.SnapshotInfo) error, filters ...string) error {
-	return n.store.Walk(ctx, func(snap store.Snapshot) error { return fn(snap.Info) }, filters...)
-}
-
 // Usage is snapshot.Snapshotter. It counts the whole copy.
 func (n *Snapshotter) Usage(ctx context.Context, key string) (object.SnapshotUsage, error) {
-	return n.store.Usage(key, n.measure(ctx))
+	return n.Store.Usage(key, n.measure(ctx))
 }
 
 func (n *Snapshotter) measure(ctx context.Context) func(id string) (object.SnapshotUsage, error) {
-	return func(id string) (object.SnapshotUsage, error) { return store.Measure(ctx, n.store.Dir(id)) }
+	return func(id string) (object.SnapshotUsage, error) { return store.Measure(ctx, n.Store.Dir(id)) }
 }
 
 // Prepare is snapshot.Snapshotter.
@@ -87,7 +58,7 @@ func (n *Snapshotter) View(ctx context.Context, key, parent string, labels map[s
 }
 
 func (n *Snapshotter) create(ctx context.Context, kind object.SnapshotKind, key, parent string, labels map[string]string) ([]object.Mount, error) {
-	snap, err := n.store.Create(ctx, kind, key, parent, labels, func(dir string, snap store.Snapshot) error {
+	snap, err := n.Store.Create(ctx, kind, key, parent, labels, func(dir string, snap store.Snapshot) error {
 		if kind == object.SnapshotView && len(snap.ParentIDs) > 0 {
 			return nil
 		}
@@ -97,7 +68,7 @@ func (n *Snapshotter) create(ctx context.Context, kind object.SnapshotKind, key,
 		if len(snap.ParentIDs) == 0 {
 			return os.Chmod(dir, 0o755)
 		}
-		return copyTree(ctx, n.store.Dir(snap.ParentIDs[0]), dir)
+		return store.CopyTree(ctx, n.Store.Dir(snap.ParentIDs[0]), dir)
 	})
 	if err != nil {
 		return nil, err
@@ -107,7 +78,7 @@ func (n *Snapshotter) create(ctx context.Context, kind object.SnapshotKind, key,
 
 // Mounts is snapshot.Snapshotter.
 func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]object.Mount, error) {
-	snap, err := n.store.GetMountable(key)
+	snap, err := n.Store.GetMountable(key)
 	if err != nil {
 		return nil, err
 	}
@@ -122,20 +93,20 @@ func (n *Snapshotter) mounts(snap store.Snapshot) []object.Mount {
 			id = snap.ParentIDs[0]
 		}
 	}
-	return []object.Mount{{Type: "bind", Source: n.store.Dir(id), Options: []string{"rbind", mode}}}
+	return []object.Mount{{Type: "bind", Source: n.Store.Dir(id), Options: []string{"rbind", mode}}}
 }
 
 // Commit is snapshot.Snapshotter.
 func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts snapshot.CommitOptions) error {
-	return n.store.Commit(ctx, name, key, opts, false, n.measure(ctx))
+	return n.Store.Commit(ctx, name, key, opts, false, n.measure(ctx))
 }
 
 // Remove is snapshot.Snapshotter. A directory that cannot be deleted is left to
 // Cleanup: the snapshot is gone all the same.
 func (n *Snapshotter) Remove(ctx context.Context, key string) error {
-	id, err := n.store.Remove(ctx, key)
+	id, err := n.Store.Remove(ctx, key)
 	if err == nil {
-		_ = n.store.Delete(id)
+		_ = n.Store.Delete(id)
 	}
 	return err
 }

@@ -69,7 +69,7 @@ func New(root string, opts Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
-	if err := checkDirType(root); err != nil {
+	if err := CheckDirType(root); err != nil {
 		return nil, errors.Join(fmt.Errorf("overlay snapshotter: %w", err), s.Close())
 	}
 	o := &Snapshotter{store: s, opts: opts, options: slices.Clone(opts.MountOptions)}
@@ -81,7 +81,7 @@ func New(root string, opts Options) (*Snapshotter, error) {
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil && !has(o.options, "index") {
 		o.options = append(o.options, "index=off")
 	}
-	o.remapIDs = sync.OnceValue(o.probeRemap)
+	o.remapIDs = sync.OnceValue(func() bool { return CanRemap(root) })
 	return o, nil
 }
 
@@ -92,9 +92,9 @@ func has(options []string, key string) bool {
 	})
 }
 
-// checkDirType: without types in directory entries overlayfs cannot tell
-// whiteouts from files.
-func checkDirType(root string) error {
+// CheckDirType: without types in directory entries overlayfs cannot tell
+// whiteouts from files. errdefs.ErrNotImplemented when root's have none.
+func CheckDirType(root string) error {
 	f, err := os.Open(root)
 	if err != nil {
 		return err
@@ -210,29 +210,28 @@ func (o *Snapshotter) create(ctx context.Context, kind object.SnapshotKind, key,
 	return o.mounts(snap), nil
 }
 
-// fill makes the directories of a snapshot. The owner of its root directory is
-// the parent's, or what the container's root is mapped to.
+// fill makes the directories of a snapshot.
 func (o *Snapshotter) fill(dir string, snap store.Snapshot) error {
-	fs := filepath.Join(dir, "fs")
+	if err := MakeDirs(dir, snap.Info.Kind == object.SnapshotActive); err != nil {
+		return err
+	}
+	parent := ""
+	if len(snap.ParentIDs) > 0 {
+		parent = o.fs(snap.ParentIDs[0])
+	}
+	return ChownRoot(filepath.Join(dir, "fs"), parent, snap.Info.Labels)
+}
+
+// MakeDirs makes the directory of a snapshot, with fs in it and, if need be, work.
+func MakeDirs(dir string, work bool) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	if err := mkdir(fs, 0o755); err != nil {
-		return err
+	err := mkdir(filepath.Join(dir, "fs"), 0o755)
+	if err == nil && work {
+		err = mkdir(filepath.Join(dir, "work"), 0o711)
 	}
-	if snap.Info.Kind == object.SnapshotActive {
-		if err := mkdir(filepath.Join(dir, "work"), 0o711); err != nil {
-			return err
-		}
-	}
-	uid, gid, err := o.rootOwner(snap)
-	if err != nil {
-		return err
-	}
-	if uid == os.Geteuid() && gid == os.Getegid() {
-		return nil
-	}
-	return os.Lchown(fs, uid, gid)
+	return err
 }
 
 // mkdir makes a directory with that very mode, whatever the umask.
@@ -243,19 +242,29 @@ func mkdir(path string, mode os.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-func (o *Snapshotter) rootOwner(snap store.Snapshot) (uid, gid int, err error) {
-	uidmap, gidmap := snap.Info.Labels[snapshot.LabelUIDMapping], snap.Info.Labels[snapshot.LabelGIDMapping]
+// ChownRoot gives the root directory of a snapshot its owner: what the labels
+// map the container's root to, else that of the parent's, if there is one.
+func ChownRoot(fs, parent string, labels map[string]string) error {
+	uid, gid, err := rootOwner(parent, labels)
+	if err != nil || uid == os.Geteuid() && gid == os.Getegid() {
+		return err
+	}
+	return os.Lchown(fs, uid, gid)
+}
+
+func rootOwner(parent string, labels map[string]string) (uid, gid int, err error) {
+	uidmap, gidmap := labels[snapshot.LabelUIDMapping], labels[snapshot.LabelGIDMapping]
 	if uidmap != "" || gidmap != "" {
 		if uid, err = hostRoot(snapshot.LabelUIDMapping, uidmap); err == nil {
 			gid, err = hostRoot(snapshot.LabelGIDMapping, gidmap)
 		}
 		return uid, gid, err
 	}
-	if len(snap.ParentIDs) == 0 {
+	if parent == "" {
 		return os.Geteuid(), os.Getegid(), nil
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(o.fs(snap.ParentIDs[0]), &st); err != nil {
+	if err := unix.Stat(parent, &st); err != nil {
 		return 0, 0, fmt.Errorf("directory of the parent: %w", err)
 	}
 	return int(st.Uid), int(st.Gid), nil
@@ -336,9 +345,9 @@ func (o *Snapshotter) Remove(ctx context.Context, key string) error {
 	return err
 }
 
-// probeRemap tries an idmapped overlay on the filesystem of root.
-func (o *Snapshotter) probeRemap() bool {
-	dir, err := os.MkdirTemp(o.store.Root(), ".probe-")
+// CanRemap tries an idmapped overlay on the filesystem of dir.
+func CanRemap(dir string) bool {
+	dir, err := os.MkdirTemp(dir, ".probe-")
 	if err != nil {
 		return false
 	}

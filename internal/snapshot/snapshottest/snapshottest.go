@@ -28,6 +28,14 @@ type Config struct {
 	Rebase bool
 	// NoMounts leaves out what needs to mount snapshots.
 	NoMounts bool
+	// Images: what a snapshot takes is an image's size, not its files' inodes.
+	Images bool
+	// Slack, in bytes, is what an image may take beside its files.
+	Slack int64
+	// NoHoles: sparse files are not kept sparse.
+	NoHoles bool
+	// MaxName is the longest name of a file; 255 when 0.
+	MaxName int
 }
 
 // Run runs the suite.

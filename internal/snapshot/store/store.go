@@ -13,10 +13,12 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,8 +42,8 @@ type Store struct {
 	now  func() time.Time
 
 	mu      sync.Mutex
-	last    uint64              // identifier given
-	pending map[string]struct{} // identifiers whose record is not committed yet
+	last    uint64         // identifier given
+	pending map[uint64]int // identifiers whose record is being made or changed: how often
 
 	cleaning sync.Mutex // held by Cleanup, for its whole time
 }
@@ -52,11 +54,11 @@ func Open(root string, now func() time.Time) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	db, err := boltx.Open(filepath.Join(root, "metadata.db"))
+	db, err := boltx.Open(filepath.Join(root, "metadata.db"), "snapshot")
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	s := &Store{root: root, db: db, now: now, pending: map[string]struct{}{}}
+	s := &Store{root: root, db: db, now: now, pending: map[uint64]int{}}
 	if err := s.readLast(dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshot store %s: %w", root, err), db.Close())
 	}
@@ -123,6 +125,8 @@ type Snapshot struct {
 	Info object.SnapshotInfo
 	// ParentIDs are the identifiers of the ancestors, the nearest first.
 	ParentIDs []string
+	// Usage is what was recorded when it was committed.
+	Usage object.SnapshotUsage
 }
 
 // Get reads a snapshot of any kind.
@@ -134,7 +138,7 @@ func (s *Store) Get(key string) (Snapshot, error) {
 		if err != nil {
 			return err
 		}
-		snap = Snapshot{ID: formatID(r.id), Info: r.info}
+		snap = Snapshot{ID: formatID(r.id), Info: r.info, Usage: r.usage}
 		if snap.ParentIDs, err = chain(snapshots, r.info.Parent); err != nil {
 			return fmt.Errorf("snapshot %q: %w", key, err)
 		}
@@ -198,14 +202,23 @@ func (s *Store) Create(ctx context.Context, kind object.SnapshotKind, key, paren
 // release.
 func (s *Store) newID() (id uint64, release func()) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.last++
 	id = s.last
-	s.pending[formatID(id)] = struct{}{}
-	return id, func() {
+	s.mu.Unlock()
+	return id, s.hold(id)
+}
+
+// hold keeps Cleanup off what belongs to an identifier until release.
+func (s *Store) hold(id uint64) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending[id]++
+	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.pending, formatID(id))
+		if s.pending[id]--; s.pending[id] == 0 {
+			delete(s.pending, id)
+		}
 	}
 }
 
@@ -249,10 +262,11 @@ func insert(tx *bolt.Tx, r record) error {
 	return r.put(b)
 }
 
-// Commit turns the active snapshot key into the committed snapshot name.
-// measure finds out what its directory takes; it runs with no lock held. With
-// rebase the options may name a parent for a snapshot that has none.
-func (s *Store) Commit(ctx context.Context, name, key string, opts snapshot.CommitOptions, rebase bool, measure func(id string) (object.SnapshotUsage, error)) error {
+// Commit turns the active snapshot key into the committed snapshot name. seal
+// finishes its files and tells what they take; it runs with no lock held, and
+// Cleanup leaves the files of that identifier alone. With rebase the options
+// may name a parent for a snapshot that has none.
+func (s *Store) Commit(ctx context.Context, name, key string, opts snapshot.CommitOptions, rebase bool, seal func(id string) (object.SnapshotUsage, error)) error {
 	if name == "" {
 		return fmt.Errorf("the name of a snapshot must not be empty: %w", errdefs.ErrInvalidArgument)
 	}
@@ -265,9 +279,10 @@ func (s *Store) Commit(ctx context.Context, name, key string, opts snapshot.Comm
 	}); err != nil {
 		return err
 	}
-	usage, err := measure(formatID(id))
+	defer s.hold(id)()
+	usage, err := seal(formatID(id))
 	if err != nil {
-		return fmt.Errorf("commit snapshot %q: measure its usage: %w", key, err)
+		return fmt.Errorf("commit snapshot %q: %w", key, err)
 	}
 	c.usage = usage
 	if err := failpoint.Hit("snapshot.commit.measured"); err != nil {
@@ -397,55 +412,86 @@ func (s *Store) Delete(id string) error { return os.RemoveAll(s.Dir(id)) }
 // Cleanup removes the directories that no record names. It goes on after a
 // failure and returns what failed.
 func (s *Store) Cleanup(ctx context.Context) error {
+	return s.Sweep(ctx, Place{Dir: filepath.Join(s.root, "snapshots"), Remove: os.RemoveAll})
+}
+
+// Place is a directory in which what belongs to a snapshot has the identifier
+// for its name.
+type Place struct {
+	Dir string
+	// Kinds are those of the snapshots that have something here; all when nil.
+	Kinds []object.SnapshotKind
+	// Remove takes away what is at a path in Dir.
+	Remove func(path string) error
+}
+
+// Sweep removes what no record accounts for. It goes on after a failure and
+// returns what failed.
+func (s *Store) Sweep(ctx context.Context, places ...Place) error {
 	s.cleaning.Lock()
 	defer s.cleaning.Unlock()
-	dir := filepath.Join(s.root, "snapshots")
-	// The order matters: a directory listed here is pending now, or has its
-	// record by the time the records are read, or is garbage.
-	names, err := dirNames(dir)
+	// The order matters: what is listed here is pending now, or has its record
+	// by the time the records are read, or is garbage.
+	names := make([][]string, len(places))
+	for i, p := range places {
+		var err error
+		if names[i], err = dirNames(p.Dir); err != nil {
+			return fmt.Errorf("clean up snapshots: %w", err)
+		}
+	}
+	pending := map[string]bool{}
+	s.mu.Lock()
+	for id := range s.pending {
+		pending[formatID(id)] = true
+	}
+	s.mu.Unlock()
+	kinds, err := s.kinds()
 	if err != nil {
 		return fmt.Errorf("clean up snapshots: %w", err)
 	}
-	keep := map[string]struct{}{}
-	s.mu.Lock()
-	for id := range s.pending {
-		keep[id] = struct{}{}
-	}
-	s.mu.Unlock()
-	if err := s.db.View(func(tx *bolt.Tx) error { return identifiers(tx, keep) }); err != nil {
-		return fmt.Errorf("clean up snapshots: %w", err)
-	}
 	var errs []error
-	for _, name := range names {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if _, ok := keep[name]; ok {
-			continue
-		}
-		failpoint.Hit("snapshot.cleanup.before-files")
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
-			errs = append(errs, fmt.Errorf("clean up snapshots: %w", err))
+	for i, p := range places {
+		for _, name := range names[i] {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			kind, recorded := kinds[name]
+			if pending[name] || recorded && (p.Kinds == nil || slices.Contains(p.Kinds, kind)) {
+				continue
+			}
+			failpoint.Hit("snapshot.cleanup.before-files")
+			if err := p.Remove(filepath.Join(p.Dir, name)); err != nil {
+				errs = append(errs, fmt.Errorf("clean up snapshots: %w", err))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// identifiers adds those of all records to ids. A record that does not tell its
-// own stops it: then nothing is known to be garbage.
-func identifiers(tx *bolt.Tx, ids map[string]struct{}) error {
-	snapshots, _ := buckets(tx)
-	if snapshots == nil {
-		return nil
-	}
-	return snapshots.ForEachBucket(func(k []byte) error {
-		_, r, err := find(snapshots, string(k))
-		if err != nil {
-			return err
+// kinds are those of all records, by identifier. A record that does not tell
+// its own stops it: then nothing is known to be garbage.
+func (s *Store) kinds() (map[string]object.SnapshotKind, error) {
+	kinds := map[string]object.SnapshotKind{}
+	err := s.db.View(func(tx *bolt.Tx) error {
+		snapshots, _ := buckets(tx)
+		if snapshots == nil {
+			return nil
 		}
-		ids[formatID(r.id)] = struct{}{}
-		return nil
+		return snapshots.ForEachBucket(func(k []byte) error {
+			b := snapshots.Bucket(k)
+			id, n := binary.Uvarint(b.Get([]byte("id")))
+			if n <= 0 {
+				return fmt.Errorf("snapshot %q: %w: no identifier", k, errDamaged)
+			}
+			kind := object.SnapshotUnknown
+			if v := b.Get([]byte("kind")); len(v) == 1 {
+				kind = object.SnapshotKind(v[0])
+			}
+			kinds[formatID(id)] = kind
+			return nil
+		})
 	})
+	return kinds, err
 }
 
 // Update changes labels; see snapshot.Snapshotter.

@@ -11,19 +11,47 @@ import (
 // Measure walks a directory tree: its inodes, hard links counted once, and the
 // blocks that they take on disk. What disappears meanwhile is not counted.
 func Measure(ctx context.Context, dir string) (object.SnapshotUsage, error) {
+	return MeasureSince(ctx, dir, "")
+}
+
+// MeasureSince leaves out what has not changed since the tree base was copied
+// to dir by the filesystem, inode numbers and all: a subvolume's snapshot. An
+// empty base leaves out nothing.
+func MeasureSince(ctx context.Context, dir, base string) (object.SnapshotUsage, error) {
 	w := walk{ctx: ctx, linked: map[inode]struct{}{}, buf: make([]byte, 32<<10)}
 	fd, err := unix.Open(dir, dirFlags, 0)
 	if err != nil {
 		return object.SnapshotUsage{}, err
+	}
+	old := -1
+	if base != "" {
+		if old, err = unix.Open(base, dirFlags, 0); err != nil {
+			unix.Close(fd)
+			return object.SnapshotUsage{}, err
+		}
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
 		return object.SnapshotUsage{}, err
 	}
-	w.count(&st)
-	err = w.dir(fd)
+	if !unchanged(&st, old, "") {
+		w.count(&st)
+	}
+	err = w.dir(fd, old)
 	return w.usage, err
+}
+
+// unchanged compares with what has the name in the directory old, or is it.
+func unchanged(st *unix.Stat_t, old int, name string) bool {
+	if old < 0 {
+		return false
+	}
+	var was unix.Stat_t
+	if err := unix.Fstatat(old, name, &was, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
+		return false
+	}
+	return was.Ino == st.Ino && was.Mode == st.Mode && was.Ctim == st.Ctim && was.Size == st.Size && was.Blocks == st.Blocks
 }
 
 const dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
@@ -49,9 +77,13 @@ func (w *walk) count(st *unix.Stat_t) {
 	w.usage.Size += st.Blocks * 512
 }
 
-// dir counts what is in a directory, and closes it.
-func (w *walk) dir(fd int) error {
+// dir counts what is in a directory, and closes it. old is the directory to
+// compare with, -1 when there is none; it is closed too.
+func (w *walk) dir(fd, old int) error {
 	defer unix.Close(fd)
+	if old >= 0 {
+		defer unix.Close(old)
+	}
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
@@ -78,7 +110,9 @@ func (w *walk) dir(fd int) error {
 		if err != nil {
 			return err
 		}
-		w.count(&st)
+		if !unchanged(&st, old, name) {
+			w.count(&st)
+		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
@@ -89,7 +123,13 @@ func (w *walk) dir(fd int) error {
 		if err != nil {
 			return err
 		}
-		if err := w.dir(sub); err != nil {
+		was := -1
+		if old >= 0 {
+			if was, err = unix.Openat(old, name, dirFlags, 0); err != nil {
+				was = -1
+			}
+		}
+		if err := w.dir(sub, was); err != nil {
 			return err
 		}
 	}

@@ -119,13 +119,18 @@ func (c closeHook) Close() error {
 // call was carried out is not known.
 var ErrLost = fmt.Errorf("the connection to the shim was lost: %w", errdefs.ErrUnavailable)
 
-// Call makes one call. Errors of the shim keep their errdefs kind; ErrLost when
+// Call makes one call of the task API. Errors of the shim keep their errdefs kind; ErrLost when
 // the connection has ended; the context's error when that has.
 func (c *Conn) Call(ctx context.Context, version int32, namespace, method string, req, resp proto.Message) error {
 	service := "containerd.task.v3.Task"
 	if version == 2 {
 		service = "containerd.task.v2.Task"
 	}
+	return c.Invoke(ctx, service, namespace, method, req, resp)
+}
+
+// Invoke is Call for a service that is named in full.
+func (c *Conn) Invoke(ctx context.Context, service, namespace, method string, req, resp proto.Message) error {
 	if c.IsLost() {
 		return ErrLost
 	}

@@ -9,8 +9,6 @@ package shimproc
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -84,10 +82,3 @@ func (p *Process) Kill() {
 
 // Close stops the watch.
 func (p *Process) Close() { p.once.Do(func() { p.fd.Close() }) }
-
-// WorksIn tells whether a process has dir as its working directory: how a shim
-// that merely says that it has some PID is told from an innocent process.
-func WorksIn(pid int, dir string) bool {
-	cwd, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "cwd"))
-	return err == nil && (cwd == dir || filepath.Dir(cwd) == filepath.Dir(dir))
-}

@@ -1,0 +1,74 @@
+package config
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+)
+
+// idleKey is a key, or a whole table, that containerd acts on and this daemon
+// does not, with what to do instead.
+type idleKey struct {
+	path   []string
+	advice string
+}
+
+const noCRI = "this daemon does not serve CRI"
+
+func idleKeys() []idleKey {
+	const (
+		noClass = "this daemon does not set classes of block IO and RDT"
+		noStore = "there is no such snapshotter here; use overlayfs, native, or one behind proxy_plugins"
+		tasks   = "io.containerd.service.v1.tasks-service"
+	)
+	return []idleKey{
+		{[]string{"plugin_dir"}, "plugins are no shared libraries since containerd 2.0; use proxy_plugins"},
+		{[]string{"timeouts", TimeoutDeferCleanup}, noCRI},
+		{[]string{"plugins", pluginCRI}, noCRI},
+		{[]string{"plugins", pluginCRIImages}, noCRI},
+		{[]string{"plugins", pluginCRIRuntime}, noCRI},
+		{[]string{"plugins", "io.containerd.nri.v1.nri"}, noCRI},
+		{[]string{"plugins", tasks, "blockio_config_file"}, noClass},
+		{[]string{"plugins", tasks, "rdt_config_file"}, noClass},
+		{[]string{"plugins", "io.containerd.snapshotter.v1.devmapper"}, noStore},
+		{[]string{"plugins", "io.containerd.snapshotter.v1.zfs"}, noStore},
+	}
+}
+
+// idle warns of what a file asks for in vain: of idle keys whose values are not
+// the defaults, and of timeouts that nobody knows.
+func (c *Config) idle(all *node) []Warning {
+	var warnings []Warning
+	values := sync.OnceValues(func() (own, fallback map[string]any) { return c.values(), Default().values() })
+	for _, k := range idleKeys() {
+		n := all.at(k.path...)
+		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
+			continue
+		}
+		if own, fallback := values(); !reflect.DeepEqual(below(own, k.path), below(fallback, k.path)) {
+			warnings = append(warnings, n.warning("%s has no effect: %s", keyName(k.path), k.advice))
+		}
+	}
+	known := Default().Timeouts
+	for _, name := range slices.Sorted(maps.Keys(c.Timeouts)) {
+		if _, ok := known[name]; !ok {
+			if n := all.at("timeouts", name); n != nil {
+				warnings = append(warnings, n.warning("unknown timeout %q is ignored%s", name, didYouMean(name, maps.Keys(known))))
+			}
+		}
+	}
+	return warnings
+}
+
+func below(values map[string]any, path []string) any {
+	var v any = values
+	for _, key := range path {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[key]
+	}
+	return v
+}

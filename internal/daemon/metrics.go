@@ -1,0 +1,55 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+
+	"berth/internal/config"
+	"berth/internal/grpcapi"
+	"berth/internal/metrics"
+	"berth/internal/version"
+
+	"github.com/containerd/errdefs"
+)
+
+// metricsServer serves /v1/metrics.
+func (d *Daemon) metricsServer(l net.Listener) *httpServer {
+	d.calls = metrics.NewCalls(d.cfg.Plugins.Metrics.GRPCHistogram)
+	d.working(grpcapi.Plugin{Type: "io.containerd.metrics.v1", ID: "grpc-prometheus"})
+	collectors := []metrics.Collect{
+		metrics.Build(version.Version, version.Revision()),
+		d.collections.Collect,
+		d.calls.Collect,
+		metrics.GoRuntime,
+		metrics.Process,
+	}
+	d.optional(grpcapi.Plugin{Type: "io.containerd.monitor.task.v1", ID: "cgroups", Platforms: hostPlatform(), Requires: []string{"io.containerd.event.v1"}}, func() error {
+		if !d.cfg.Plugins.Cgroups.NoPrometheus {
+			collectors = append(collectors, (&metrics.Containers{
+				List:    d.runningContainers,
+				Stats:   d.tasks.Stats,
+				Timeout: func() time.Duration { return d.live.Load().Timeout(config.TimeoutShimStats) },
+				Log:     d.log,
+			}).Collect)
+		}
+		return nil
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/v1/metrics", metrics.NewHandler(collectors...))
+	return newHTTPServer("metrics", l, mux)
+}
+
+// runningContainers names the tasks and their runtimes, without asking a shim.
+func (d *Daemon) runningContainers(ctx context.Context) ([]metrics.Container, error) {
+	var list []metrics.Container
+	for _, t := range d.tasks.Live() {
+		c, err := d.db.Scope(t.Namespace, "").Containers().Get(ctx, t.ID)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		list = append(list, metrics.Container{Namespace: t.Namespace, ID: t.ID, Runtime: c.Runtime.Name})
+	}
+	return list, nil
+}

@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/internal/config"
+	"berth/internal/trace"
+
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// TestTraces: a call of a client is a span in the client's trace, a collection
+// of garbage one of its own.
+func TestTraces(t *testing.T) {
+	requests := make(chan []byte, 100)
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		data, _ := io.ReadAll(r.Body)
+		requests <- data
+	}))
+	defer collector.Close()
+	cfg := testConfig(t, t.TempDir())
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+	r := start(t, cfg)
+	id := trace.Identity{Trace: [16]byte{7: 0xaa}, Span: [8]byte{7: 0xbb}, Sampled: true}
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", id.Header())
+	if _, err := versionapi.NewVersionClient(r.conn).Version(ctx, &emptypb.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.db.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	close(requests)
+	var all []byte
+	for data := range requests {
+		all = append(all, data...)
+	}
+	if !bytes.Contains(all, []byte("containerd.services.version.v1.Version/Version")) || !bytes.Contains(all, id.Trace[:]) || !bytes.Contains(all, id.Span[:]) {
+		t.Errorf("no span of the call: %q", all)
+	}
+}
+
+func TestBadTracing(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:1")
+	t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
+	r := start(t, cfg)
+	if !strings.Contains(r.log.String(), `OpenTelemetry protocol \"http/json\"`) {
+		t.Errorf("the log does not say what is wrong:\n%s", r.log)
+	}
+}
+
+func TestDisabledService(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.DisabledPlugins = []string{"io.containerd.grpc.v1.version", "io.containerd.service.v1.containers-service"}
+	r := start(t, cfg)
+	if _, err := versionapi.NewVersionClient(r.conn).Version(t.Context(), &emptypb.Empty{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a disabled service answers %v", err)
+	}
+	if _, err := eventsapi.NewEventsClient(r.conn).Publish(in(t.Context(), "ns"), &eventsapi.PublishRequest{Topic: "/x"}); status.Code(err) == codes.Unimplemented {
+		t.Errorf("one that is not disabled: %v", err)
+	}
+	for _, p := range r.plugins {
+		if p.Type == grpcPlugin && (p.ID == "version" || p.ID == "containers") {
+			t.Errorf("%s is reported", p.ID)
+		}
+	}
+}
+
+// TestServiceNames: the server has a service for every plugin, by the name that
+// disabling looks for.
+func TestServiceNames(t *testing.T) {
+	r := start(t, testConfig(t, t.TempDir()))
+	have := r.api.GetServiceInfo()
+	for _, p := range services() {
+		if _, ok := have[serviceOf(p.ID)]; p.Type == grpcPlugin && !ok {
+			t.Errorf("%s: there is no service %s", p.ID, serviceOf(p.ID))
+		}
+	}
+}
+
+func TestReload(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	r := start(t, cfg)
+	changed := *cfg
+	changed.Plugins.GC.DeletionThreshold = 7
+	changed.Plugins.Transfer.ConfigPath = "/hosts"
+	changed.Timeouts = map[string]config.Duration{config.TimeoutTaskState: config.Duration(9 * time.Second)}
+	changed.OOMScore = 5
+	changed.Debug.Format = "json"
+	now, later := r.Reload(&changed)
+	if want := []string{"plugins.'io.containerd.gc.v1.scheduler'.deletion_threshold", "plugins.'io.containerd.transfer.v1.local'.config_path"}; !slices.Equal(now[:2], want) {
+		t.Errorf("took effect: %v", now)
+	}
+	if want := []string{"debug.format", "oom_score"}; !slices.Equal(later, want) {
+		t.Errorf("wait: %v, want %v", later, want)
+	}
+	if r.registryOptions()().HostDir != "/hosts" || r.taskTimeouts().State != 9*time.Second {
+		t.Error("what took effect did not")
+	}
+	if now, later := r.Reload(&changed); len(now)+len(later) > 0 {
+		t.Errorf("the same once more: %v, %v", now, later)
+	}
+}
+
+func TestWatchdogInterval(t *testing.T) {
+	for name, tc := range map[string]struct {
+		usec, pid string
+		want      time.Duration
+	}{
+		"none": {"", "", 0}, "given": {"3000000", "", 3 * time.Second}, "nonsense": {"soon", "", 0},
+		"negative": {"-1", "", 0}, "another's": {"3000000", "1", 0}, "huge": {strconv.FormatInt(1<<62, 10), "", 0},
+	} {
+		got := watchdogInterval(func(key string) string {
+			return map[string]string{"WATCHDOG_USEC": tc.usec, "WATCHDOG_PID": tc.pid}[key]
+		})
+		if got != tc.want {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestReloading(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "n")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	Reloading()()
+	buf := make([]byte, 100)
+	n, _ := conn.Read(buf)
+	if got := string(buf[:n]); !strings.HasPrefix(got, "RELOADING=1\nMONOTONIC_USEC=") {
+		t.Errorf("%q", got)
+	}
+	if n, _ = conn.Read(buf); string(buf[:n]) != "READY=1" {
+		t.Errorf("%q", buf[:n])
+	}
+}
+
+func TestTraceIDsInLog(t *testing.T) {
+	var b bytes.Buffer
+	log := WithTraceIDs(NewLogger(&b, "", slog.LevelInfo)).With("a", 1)
+	tracer := &trace.Tracer{Sample: func(trace.Identity, [16]byte) bool { return true }, Ended: func(*trace.Span) {}}
+	ctx, span := trace.Start(trace.With(context.Background(), tracer), "x")
+	log.InfoContext(ctx, "in")
+	if want := " span_id="; !strings.Contains(b.String(), want) || !strings.Contains(b.String(), "trace_id="+span.Header()[3:35]) {
+		t.Errorf("%s", b.String())
+	}
+	b.Reset()
+	log.Info("out")
+	if strings.Contains(b.String(), "trace_id") {
+		t.Errorf("%s", b.String())
+	}
+}

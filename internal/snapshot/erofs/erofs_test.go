@@ -1,0 +1,264 @@
+package erofs
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"berth/internal/mount"
+	"berth/internal/object"
+	"berth/internal/snapshot"
+	"berth/internal/snapshot/snapshottest"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	_ snapshot.Backend = (*Snapshotter)(nil)
+	_ snapshot.Cleaner = (*Snapshotter)(nil)
+	_ snapshot.Syncer  = (*Snapshotter)(nil)
+)
+
+func open(t *testing.T, root string, opts Options) *Snapshotter {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	for _, program := range []string{"mkfs.erofs", "mkfs.ext4"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip(err)
+		}
+	}
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		t.Skip("no loop devices: ", err)
+	}
+	s, err := New(root, opts)
+	if errdefs.IsNotImplemented(err) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestContract(t *testing.T) {
+	for name, opts := range map[string]Options{
+		"default":   {},
+		"images":    {DefaultSize: 64 << 20},
+		"immutable": {Immutable: true, OverlayOptions: []string{"metacopy=off"}},
+		"verity":    {Verity: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var removable []string
+			defer func() { // an immutable file outlives the test's directory
+				for _, dir := range removable {
+					if err := removeAll(dir); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+			snapshottest.Run(t, snapshottest.Config{Rebase: true, Images: true, NoHoles: true, Slack: opts.DefaultSize / 8,
+				MaxName: 254, // mkfs.erofs 1.5 cuts longer ones
+				New: func(t *testing.T) snapshot.Snapshotter {
+					dir, err := os.MkdirTemp("", "berth-erofs-")
+					if err != nil {
+						t.Fatal(err)
+					}
+					removable = append(removable, dir)
+					return open(t, dir, opts)
+				}})
+		})
+	}
+}
+
+func removeAll(root string) error {
+	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if err := removeDir(filepath.Join(root, "snapshots", e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(root)
+}
+
+func show(mounts []object.Mount) string {
+	var out []string
+	for _, m := range mounts {
+		out = append(out, m.Type+" "+m.Source+" "+strings.Join(m.Options, ","))
+	}
+	return strings.Join(out, "\n")
+}
+
+// The mounts are those that containerd makes.
+func TestMounts(t *testing.T) {
+	for _, c := range []struct {
+		opts Options
+		want map[string]string // by what is mounted; R is the directory of the snapshots, N that of its own
+	}{
+		{Options{OverlayOptions: []string{"xino=off"}}, map[string]string{
+			"empty":     "bind R/N/fs rw,rbind",
+			"on one":    "erofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay workdir=R/N/work,upperdir=R/N/fs,lowerdir={{ mount 0 }},xino=off",
+			"on two":    "erofs R/2/layer.erofs ro,loop\nerofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay workdir=R/N/work,upperdir=R/N/fs,lowerdir={{ overlay 0 1 }},xino=off",
+			"view":      "bind R/N/fs ro,rbind",
+			"view one":  "erofs R/1/layer.erofs ro,loop",
+			"view two":  "erofs R/2/layer.erofs ro,loop\nerofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay lowerdir={{ overlay 0 1 }},xino=off",
+			"max on on": "erofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay workdir=R/N/work,upperdir=R/N/fs,lowerdir={{ mount 0 }},xino=off",
+		}},
+		{Options{DefaultSize: 32 << 20}, map[string]string{
+			"empty":     "mkfs/ext4 R/N/rwlayer.img X-containerd.mkfs.fs=ext4,X-containerd.mkfs.size=33554432,rw,loop\nformat/mkdir/bind {{ mount 0 }}/upper X-containerd.mkdir.path={{ mount 0 }}/upper:0755,rw,rbind",
+			"on one":    "mkfs/ext4 R/N/rwlayer.img X-containerd.mkfs.fs=ext4,X-containerd.mkfs.size=33554432,rw,loop\nerofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay X-containerd.mkdir.path={{ mount 0 }}/upper:0755,X-containerd.mkdir.path={{ mount 0 }}/work:0755,workdir={{ mount 0 }}/work,upperdir={{ mount 0 }}/upper,lowerdir={{ mount 1 }}",
+			"view two":  "erofs R/2/layer.erofs ro,loop\nerofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay lowerdir={{ overlay 0 1 }}",
+			"max on on": "mkfs/ext4 R/N/rwlayer.img X-containerd.mkfs.fs=ext4,X-containerd.mkfs.size=16777216,rw,loop\nerofs R/1/layer.erofs ro,loop\nformat/mkdir/overlay overlay X-containerd.mkdir.path={{ mount 0 }}/upper:0755,X-containerd.mkdir.path={{ mount 0 }}/work:0755,workdir={{ mount 0 }}/work,upperdir={{ mount 0 }}/upper,lowerdir={{ mount 1 }}",
+		}},
+	} {
+		root := t.TempDir()
+		s := open(t, root, c.opts)
+		defer s.Close()
+		parent := ""
+		for _, name := range []string{"one", "two"} {
+			if _, err := s.Prepare(t.Context(), name+"-", parent, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			parent = name
+		}
+		for key, want := range c.want {
+			do, parent, labels := s.Prepare, "", map[string]string(nil)
+			if strings.HasPrefix(key, "view") {
+				do = s.View
+			}
+			if strings.HasPrefix(key, "max") {
+				labels, parent = map[string]string{labelMaxSize: "16777216"}, "one"
+			}
+			if last := key[strings.LastIndexByte(key, ' ')+1:]; last == "one" || last == "two" {
+				parent = last
+			}
+			m, err := do(t.Context(), key, parent, labels)
+			if err != nil {
+				t.Fatal(key, err)
+			}
+			snap, err := s.Store.Get(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = strings.NewReplacer("R/N", s.Store.Dir(snap.ID), "R/", filepath.Join(root, "snapshots")+"/").Replace(want)
+			if show(m) != want {
+				t.Errorf("%s:\n%s\nwant\n%s", key, show(m), want)
+			}
+		}
+	}
+}
+
+// What a differ wrote is committed as it is; what a commit that failed made is
+// made again; the files that a layer was made of are gone.
+func TestCommitSources(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root, Options{})
+	defer s.Close()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	src := t.TempDir()
+	must(os.WriteFile(filepath.Join(src, "by-differ"), nil, 0o600))
+	_, err := s.Prepare(t.Context(), "a", "", nil)
+	must(err)
+	must(makeImage(t.Context(), s.path("1", "layer.erofs"), src))
+	before, err := os.ReadFile(s.path("1", "layer.erofs"))
+	must(err)
+	must(s.Commit(t.Context(), "differ", "a", snapshot.CommitOptions{}))
+	after, err := os.ReadFile(s.path("1", "layer.erofs"))
+	must(err)
+	if !slices.Equal(before, after) {
+		t.Error("the layer of a differ was changed")
+	}
+	_, err = s.Prepare(t.Context(), "b", "differ", nil)
+	must(err)
+	must(makeImage(t.Context(), s.path("2", "layer.erofs"), src))
+	must(os.WriteFile(s.path("2", "fs/new"), nil, 0o600))
+	must(s.Commit(t.Context(), "again", "b", snapshot.CommitOptions{}))
+	if left, err := os.ReadDir(s.path("2", "fs")); err != nil || len(left) > 0 {
+		t.Errorf("left in the upper directory: %v %v", left, err)
+	}
+	must(os.WriteFile(s.path("2", "fs/of-a-crash"), nil, 0o600))
+	must(s.Cleanup(t.Context()))
+	if left, err := os.ReadDir(s.path("2", "fs")); err != nil || len(left) > 0 {
+		t.Errorf("left after a cleanup: %v %v", left, err)
+	}
+	m, err := s.View(t.Context(), "v", "again", nil)
+	must(err)
+	must(mount.WithTemp(t.Context(), m, func(root string) error {
+		for _, name := range []string{"by-differ", "new"} {
+			if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	}))
+}
+
+func TestRemappedSnapshot(t *testing.T) {
+	s := open(t, t.TempDir(), Options{})
+	defer s.Close()
+	if !slices.Contains(s.Capabilities(), "remap-ids") {
+		t.Skip("no idmapped overlays here")
+	}
+	parent := ""
+	for _, name := range []string{"one", "two"} {
+		m, err := s.Prepare(t.Context(), name+"-", parent, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := mount.WithTemp(t.Context(), m, func(root string) error {
+			return os.WriteFile(filepath.Join(root, name), nil, 0o600)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		parent = name
+	}
+	m, err := s.Prepare(t.Context(), "a", "two", map[string]string{
+		snapshot.LabelUIDMapping: "0:100000:65536", snapshot.LabelGIDMapping: "0:100000:65536",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.WithTemp(t.Context(), m, func(root string) error {
+		for _, p := range []string{root, filepath.Join(root, "one"), filepath.Join(root, "two")} {
+			var st unix.Stat_t
+			if err := unix.Stat(p, &st); err != nil {
+				return err
+			}
+			if st.Uid != 100000 || st.Gid != 100000 {
+				t.Errorf("owner of %s is %d:%d", p, st.Uid, st.Gid)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBadOptions(t *testing.T) {
+	if _, err := New(t.TempDir(), Options{DMVerity: "on"}); !errors.Is(err, errdefs.ErrNotImplemented) {
+		t.Error(err)
+	}
+	if _, err := New(t.TempDir(), Options{DMVerity: "maybe"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Error(err)
+	}
+}
