@@ -195,7 +195,10 @@ func viewSnapshot(ctx context.Context, cmd *cli.Command, sn snapshotter) error {
 	if err := needArgs(cmd, "a snapshot key"); err != nil {
 		return err
 	}
-	resp, err := sn.View(ctx, &snapshotsapi.ViewSnapshotRequest{Snapshotter: sn.name, Key: cmd.Args().First(), Parent: cmd.Args().Get(1)})
+	// Differs from containerd, whose views go with the next garbage collection.
+	resp, err := sn.View(ctx, &snapshotsapi.ViewSnapshotRequest{
+		Snapshotter: sn.name, Key: cmd.Args().First(), Parent: cmd.Args().Get(1), Labels: keptLabel(),
+	})
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ const machineKey = "machine"
 func setup(env *testscript.Env, restarts bool) error {
 	// Cgroups and the runtime's state are the host's: a namespace of its own
 	// keeps one script's containers from another's.
-	namespace := strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-")
+	namespace := fmt.Sprintf("%s-%d", strings.ReplaceAll(filepath.Base(env.WorkDir), "_", "-"), os.Getpid())
 	m := &machine{dir: filepath.Join(env.WorkDir, "d"), namespace: namespace, restarts: restarts}
 	if err := os.Mkdir(m.dir, 0o711); err != nil {
 		return err

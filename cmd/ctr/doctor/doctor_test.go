@@ -134,7 +134,8 @@ func TestStaleMount(t *testing.T) {
 	h := host(t, nil)
 	mountinfo := "1 2 0:1 / " + filepath.Join(h.Root, h.StateDir, bundleDir) + "/default/gone/rootfs rw - overlay overlay rw\n" +
 		"1 2 0:1 / " + filepath.Join(h.Root, h.StateDir, bundleDir) + "/default/c1/rootfs rw - overlay overlay rw\n" +
-		"1 2 0:1 / /tmp/containerd-mount123 rw - overlay overlay rw\n"
+		"1 2 0:1 / " + filepath.Join(h.Root, h.DataDir, "tmpmounts/containerd-mount123") + " rw - overlay overlay rw\n" +
+		"1 2 0:1 / /tmp/containerd-mount456 rw - overlay overlay rw\n"
 	if err := os.WriteFile(h.path("proc/self/mountinfo"), []byte(mountinfo), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -78,9 +78,11 @@ func (e *exam) shims() (out []shim) {
 }
 
 // mounts finds root file systems of bundles that no shim holds, and temporary
-// mounts.
+// mounts of the daemon.
 func (e *exam) mounts(held map[string]bool) {
 	state := filepath.Join(e.path(e.StateDir), bundleDir) + "/"
+	// Those elsewhere are other programs', or other daemons'.
+	temporaries := filepath.Join(e.path(e.DataDir), "tmpmounts") + "/"
 	temporary := 0
 	for line := range strings.Lines(e.text("proc/self/mountinfo")) {
 		f := strings.Fields(line)
@@ -95,7 +97,7 @@ func (e *exam) mounts(held map[string]bool) {
 				continue
 			}
 			e.add("mount", Warning, point+" is mounted for a container that does not run", "umount "+point+"; the daemon does so when it starts")
-		case strings.HasPrefix(filepath.Base(point), "containerd-mount") || strings.HasPrefix(filepath.Base(point), "berth-mount-"):
+		case strings.HasPrefix(point, temporaries):
 			temporary++
 		}
 	}

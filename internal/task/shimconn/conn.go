@@ -13,6 +13,7 @@ import (
 	"net"
 	"sync"
 
+	"berth/internal/trace"
 	"berth/internal/wire"
 
 	"github.com/containerd/errdefs"
@@ -136,7 +137,11 @@ func (c *Conn) Invoke(ctx context.Context, service, namespace, method string, re
 	}
 	var err error
 	if c.ttrpc != nil {
-		ctx := ttrpc.WithMetadata(ctx, ttrpc.MD{"containerd-namespace-ttrpc": {namespace}})
+		md := ttrpc.MD{"containerd-namespace-ttrpc": {namespace}}
+		if span := trace.FromContext(ctx); span != nil {
+			md.Set("traceparent", span.Header()) // for shims that trace
+		}
+		ctx := ttrpc.WithMetadata(ctx, md)
 		err = c.ttrpc.Call(ctx, service, method, req, resp)
 	} else {
 		ctx := metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
