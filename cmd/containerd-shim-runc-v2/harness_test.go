@@ -125,6 +125,7 @@ func (d *daemon) topics(t testing.TB, n int) []string {
 type spare struct {
 	cmd     *exec.Cmd
 	control *os.File
+	said    *json.Decoder // what comes on control
 }
 
 func newSpare(t testing.TB) *spare {
@@ -147,7 +148,8 @@ func newSpare(t testing.TB) *spare {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return &spare{cmd, os.NewFile(uintptr(fds[0]), "control")}
+	control := os.NewFile(uintptr(fds[0]), "control")
+	return &spare{cmd, control, json.NewDecoder(control)}
 }
 
 // testShim is a shim that serves.
@@ -182,10 +184,9 @@ func (s *spare) assign(t testing.TB, d *daemon, dir, id string) *testShim {
 		PID, Version int
 		Error        string
 	}
-	if err := json.NewDecoder(s.control).Decode(&reply); err != nil {
+	if err := s.said.Decode(&reply); err != nil {
 		t.Fatal(err)
 	}
-	s.control.Close()
 	if reply.PID != s.cmd.Process.Pid || reply.Version != 3 {
 		t.Fatalf("the shim answered %+v", reply)
 	}
@@ -201,8 +202,12 @@ func (s *spare) connect(t testing.TB, socket string) *testShim {
 	return &testShim{s, task.NewTTRPCTaskClient(client), client, socket}
 }
 
-// close lets the shim end by itself, as it does once its containers are deleted.
+// close lets the shim end by itself, as it does once its containers are deleted and
+// its daemon does not want it as a spare.
 func (s *testShim) close(t testing.TB) {
+	if s.control != nil {
+		s.control.Close()
+	}
 	s.client.Close()
 	timer := time.AfterFunc(10*time.Second, func() {
 		t.Error("the shim does not end")

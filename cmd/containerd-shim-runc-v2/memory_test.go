@@ -14,14 +14,17 @@ import (
 
 // pss is a process's share of memory in KiB: what it has alone, and its part of what
 // it has with others.
-func pss(t testing.TB, pid int) (kib int) {
+func pss(t testing.TB, pid int) (kib int) { return memory(t, pid, "Pss:") }
+
+// memory reads one figure of smaps_rollup (proc_pid_smaps(5)), in KiB.
+func memory(t testing.TB, pid int, figure string) (kib int) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
-		if v, ok := strings.CutPrefix(s.Text(), "Pss:"); ok {
+		if v, ok := strings.CutPrefix(s.Text(), figure); ok {
 			kib, _ = strconv.Atoi(strings.Fields(v)[0])
 		}
 	}

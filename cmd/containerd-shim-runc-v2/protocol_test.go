@@ -28,15 +28,92 @@ func TestSpare(t *testing.T) {
 	needRoot(t)
 	d := newDaemon(t)
 	w := newSpare(t).assign(t, d, t.TempDir(), "shown")
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", w.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := strings.ReplaceAll(strings.TrimRight(string(raw), "\x00"), "\x00", " ")
+	got := commandLine(t, w.cmd.Process.Pid)
 	if want := "containerd-shim-runc-v2 -namespace " + namespace + " -id shown -address /nowhere"; got != want {
 		t.Errorf("command line %q, want %q", got, want)
 	}
 	w.close(t) // it has no container, and so ends with its client
+}
+
+// A shim whose containers are gone is a spare again, as good as new.
+func TestSpareAgain(t *testing.T) {
+	needRoot(t)
+	d := newDaemon(t)
+	s := newSpare(t)
+	ctx := t.Context()
+	command := commandLine(t, s.cmd.Process.Pid)
+	var files int
+	for i := range 5 {
+		id := fmt.Sprintf("again-%d", i)
+		dir := bundle(t, id, []string{"sh", "-c", "exit 3"}, nil)
+		w := s.assign(t, d, dir, id)
+		if _, err := w.Create(ctx, &task.CreateTaskRequest{ID: id, Bundle: dir}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Start(ctx, &task.StartRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if end, err := w.Wait(ctx, &task.WaitRequest{ID: id}); err != nil || end.ExitStatus != 3 {
+			t.Fatalf("%v, %v", end, err)
+		}
+		if _, err := w.Delete(ctx, &task.DeleteRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		w.client.Close()
+		var reply struct{ Idle bool }
+		if err := s.said.Decode(&reply); err != nil || !reply.Idle {
+			t.Fatalf("round %d: %+v, %v", i, reply, err)
+		}
+		// All that it had to tell was told before.
+		topics := d.topics(t, 0)
+		if n := 4 * (i + 1); len(topics) != n || topics[n-1] != "/tasks/delete" {
+			t.Errorf("round %d: events %v", i, topics)
+		}
+		if _, err := os.Stat(w.socket); !os.IsNotExist(err) {
+			t.Errorf("round %d: the socket is left: %v", i, err)
+		}
+		if now := commandLine(t, s.cmd.Process.Pid); now != command {
+			t.Errorf("round %d: command line %q, want %q", i, now, command)
+		}
+		if wd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", s.cmd.Process.Pid)); err != nil || wd != "/" {
+			t.Errorf("round %d: it works in %s, %v", i, wd, err)
+		}
+		switch now := entries(t, s.cmd.Process.Pid, "fd"); {
+		case i == 0:
+			files = now
+		case now > files+2: // a pidfd is closed when its process is collected as garbage
+			t.Errorf("round %d: %d open files, %d after the first", i, now, files)
+		}
+	}
+	s.control.Close()
+	if err := s.cmd.Wait(); err != nil {
+		t.Errorf("a spare whose daemon is gone: %v", err)
+	}
+}
+
+// A process with children that are not its containers' does not serve again.
+func TestSpareNotAgain(t *testing.T) {
+	w := newWorld(t, []string{"sleep", "1000"}, nil)
+	w.create(nil)
+	w.start()
+	// Shut down with its container: the daemon's word is final.
+	if _, err := w.Shutdown(t.Context(), &task.ShutdownRequest{ID: w.id, Now: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.client.Close()
+	var reply struct{ Idle bool }
+	if err := w.said.Decode(&reply); err == nil {
+		t.Errorf("it says %+v with a container left", reply)
+	}
+	call(t, w.dir, nil, nil, "-namespace", namespace, "-id", w.id, "-bundle", w.dir, "delete")
+}
+
+func commandLine(t *testing.T, pid int) string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(strings.TrimRight(string(raw), "\x00"), "\x00", " ")
 }
 
 func TestSpareRefuses(t *testing.T) {
@@ -47,7 +124,7 @@ func TestSpareRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	var reply struct{ Error string }
-	if err := json.NewDecoder(s.control).Decode(&reply); err != nil || reply.Error == "" {
+	if err := s.said.Decode(&reply); err != nil || reply.Error == "" {
 		t.Errorf("%+v, %v", reply, err)
 	}
 	s.control.Close()

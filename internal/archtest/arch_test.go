@@ -95,6 +95,7 @@ var never = []struct{ from, to, why string }{
 var linkNever = map[string][]string{
 	"cmd/containerd-shim-runc-v2": {
 		"google.golang.org/grpc", "go.etcd.io/bbolt", "oras.land/oras-go/v2", "net/http", "github.com/urfave/cli/v3",
+		"github.com/opencontainers/go-digest", "github.com/opencontainers/image-spec",
 	},
 	"cmd/containerd": {"github.com/opencontainers/runc/libcontainer", "github.com/urfave/cli/v2"},
 	"cmd/ctr":        {"github.com/opencontainers/runc/libcontainer", "go.etcd.io/bbolt"},

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 )
@@ -22,7 +22,7 @@ type Handler interface {
 	// Mount performs m at a path that does not exist yet and that the handler
 	// makes: a directory, or a link to a device. active are the mounts before
 	// it. After an error nothing is mounted.
-	Mount(ctx context.Context, m object.Mount, at string, active []object.ActiveMount) (object.ActiveMount, error)
+	Mount(ctx context.Context, m live.Mount, at string, active []live.ActiveMount) (live.ActiveMount, error)
 	// Unmount undoes Mount, and is content when there is nothing.
 	Unmount(ctx context.Context, at string) error
 }
@@ -72,7 +72,7 @@ type plan struct {
 	own []int
 }
 
-func (a *Activator) plan(mounts []object.Mount, opts ActivateOptions) plan {
+func (a *Activator) plan(mounts []live.Mount, opts ActivateOptions) plan {
 	p := plan{performed: -1, chains: make([][]string, len(mounts)), own: make([]int, len(mounts))}
 	for i, m := range mounts {
 		chain, base := splitType(m.Type)
@@ -107,7 +107,7 @@ func splitType(fstype string) (chain []string, base string) {
 
 // Needed reports whether there is anything to do for Activate. If not, the
 // caller mounts what it has.
-func (a *Activator) Needed(mounts []object.Mount, opts ActivateOptions) bool {
+func (a *Activator) Needed(mounts []live.Mount, opts ActivateOptions) bool {
 	return a.plan(mounts, opts).performed >= 0
 }
 
@@ -115,7 +115,7 @@ func (a *Activator) Needed(mounts []object.Mount, opts ActivateOptions) bool {
 // belongs to this activation alone. system are those that the caller mounts.
 // After an error nothing is mounted and dir is empty. Errors to branch on:
 // errdefs.ErrNotImplemented (Needed says no), errdefs.ErrInvalidArgument.
-func (a *Activator) Activate(ctx context.Context, dir string, mounts []object.Mount, opts ActivateOptions) (active []object.ActiveMount, system []object.Mount, err error) {
+func (a *Activator) Activate(ctx context.Context, dir string, mounts []live.Mount, opts ActivateOptions) (active []live.ActiveMount, system []live.Mount, err error) {
 	p := a.plan(mounts, opts)
 	if p.performed < 0 {
 		return nil, nil, fmt.Errorf("activate mounts: none of %d needs it: %w", len(mounts), errdefs.ErrNotImplemented)
@@ -149,7 +149,7 @@ func (a *Activator) Activate(ctx context.Context, dir string, mounts []object.Mo
 		}
 	}
 	if opts.Temporary && len(active) > 0 {
-		system = append(system, object.Mount{Type: "bind", Source: active[len(active)-1].MountPoint, Options: []string{"rbind"}})
+		system = append(system, live.Mount{Type: "bind", Source: active[len(active)-1].MountPoint, Options: []string{"rbind"}})
 	}
 	return active, system, nil
 }
@@ -168,9 +168,9 @@ func position(n, of int) string {
 
 // perform mounts one. Its type is on record before: what a crash leaves can be
 // undone.
-func (a *Activator) perform(ctx context.Context, m object.Mount, at string, active []object.ActiveMount) (object.ActiveMount, error) {
+func (a *Activator) perform(ctx context.Context, m live.Mount, at string, active []live.ActiveMount) (live.ActiveMount, error) {
 	if err := os.WriteFile(at+"-type", []byte(m.Type), 0o600); err != nil {
-		return object.ActiveMount{}, err
+		return live.ActiveMount{}, err
 	}
 	if h := a.handlers[m.Type]; h != nil {
 		one, err := h.Mount(ctx, m, at, active)
@@ -178,12 +178,12 @@ func (a *Activator) perform(ctx context.Context, m object.Mount, at string, acti
 		return one, err
 	}
 	if err := os.Mkdir(at, 0o700); err != nil {
-		return object.ActiveMount{}, err
+		return live.ActiveMount{}, err
 	}
-	if err := All([]object.Mount{m}, at); err != nil {
-		return object.ActiveMount{}, err
+	if err := All([]live.Mount{m}, at); err != nil {
+		return live.ActiveMount{}, err
 	}
-	return object.ActiveMount{Mount: m, MountPoint: at, MountedAt: time.Now().UTC()}, nil
+	return live.ActiveMount{Mount: m, MountPoint: at, MountedAt: time.Now().UTC()}, nil
 }
 
 // Deactivate undoes what was activated in dir, the last mount first, and

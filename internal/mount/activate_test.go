@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,7 +19,7 @@ import (
 
 func TestPlan(t *testing.T) {
 	a := NewActivator(map[string]Handler{"erofs": Erofs()})
-	erofs := object.Mount{Type: "erofs"}
+	erofs := live.Mount{Type: "erofs"}
 	for _, c := range []struct {
 		types     []string
 		opts      ActivateOptions
@@ -40,9 +40,9 @@ func TestPlan(t *testing.T) {
 		{[]string{"other/bind"}, ActivateOptions{}, -1, 0},
 		{[]string{"bind", "erofs", "bind"}, ActivateOptions{}, 2, 0},
 	} {
-		var mounts []object.Mount
+		var mounts []live.Mount
 		for _, fstype := range c.types {
-			mounts = append(mounts, object.Mount{Type: fstype})
+			mounts = append(mounts, live.Mount{Type: fstype})
 		}
 		p := a.plan(mounts, c.opts)
 		own := 0
@@ -53,15 +53,15 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%v %+v: performs %d, then %d transformations; want %d, %d", c.types, c.opts, p.performed, own, c.performed, c.own)
 		}
 	}
-	if _, _, err := a.Activate(t.Context(), t.TempDir(), []object.Mount{erofs}, ActivateOptions{Types: []string{"erofs"}}); !errors.Is(err, errdefs.ErrNotImplemented) {
+	if _, _, err := a.Activate(t.Context(), t.TempDir(), []live.Mount{erofs}, ActivateOptions{Types: []string{"erofs"}}); !errors.Is(err, errdefs.ErrNotImplemented) {
 		t.Errorf("nothing to do: %v", err)
 	}
 }
 
 func TestExpand(t *testing.T) {
-	active := []object.ActiveMount{
-		{Mount: object.Mount{Source: "/s0", Target: "/t0"}, MountPoint: "/m0"},
-		{Mount: object.Mount{Source: "/s1"}, MountPoint: "/m1"},
+	active := []live.ActiveMount{
+		{Mount: live.Mount{Source: "/s0", Target: "/t0"}, MountPoint: "/m0"},
+		{Mount: live.Mount{Source: "/s1"}, MountPoint: "/m1"},
 		{MountPoint: "/m2"},
 	}
 	for in, want := range map[string]string{
@@ -86,7 +86,7 @@ func TestExpand(t *testing.T) {
 func FuzzExpand(f *testing.F) {
 	f.Add("lowerdir={{ overlay 0 2 }}:{{ mount 1 }}")
 	f.Add("{{{{ mount 0 }}")
-	active := []object.ActiveMount{{MountPoint: "/a"}, {MountPoint: "/b"}}
+	active := []live.ActiveMount{{MountPoint: "/a"}, {MountPoint: "/b"}}
 	f.Fuzz(func(t *testing.T, s string) {
 		if out, err := expand(s, active); err == nil && !strings.Contains(s, "{{") && out != s {
 			t.Errorf("%q became %q", s, out)
@@ -117,7 +117,7 @@ func TestMkdir(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	m, err := tr.apply(t.Context(), object.Mount{Type: "mkdir/bind", Options: []string{"ro", mkdirOption + "path=" + dir + "/a:0751:12:13", mkdirOption + "path=" + dir + "/b"}}, []string{"mkdir"}, nil)
+	m, err := tr.apply(t.Context(), live.Mount{Type: "mkdir/bind", Options: []string{"ro", mkdirOption + "path=" + dir + "/a:0751:12:13", mkdirOption + "path=" + dir + "/b"}}, []string{"mkdir"}, nil)
 	if err != nil || m.Type != "bind" || !slices.Equal(m.Options, []string{"ro"}) {
 		t.Fatalf("%+v %v", m, err)
 	}
@@ -138,11 +138,11 @@ func TestMkdir(t *testing.T) {
 		"path=" + dir + "/c:0755:1:1:1": errdefs.ErrInvalidArgument,
 		"other=" + dir:                  errdefs.ErrInvalidArgument,
 	} {
-		if _, err := tr.apply(t.Context(), object.Mount{Type: "mkdir/bind", Options: []string{mkdirOption + option}}, []string{"mkdir"}, nil); !errors.Is(err, want) {
+		if _, err := tr.apply(t.Context(), live.Mount{Type: "mkdir/bind", Options: []string{mkdirOption + option}}, []string{"mkdir"}, nil); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", option, err, want)
 		}
 	}
-	if _, err := tr.apply(t.Context(), object.Mount{Options: []string{mkdirOption + "path=" + dir + "/link/x"}}, []string{"mkdir"}, nil); err == nil {
+	if _, err := tr.apply(t.Context(), live.Mount{Options: []string{mkdirOption + "path=" + dir + "/link/x"}}, []string{"mkdir"}, nil); err == nil {
 		t.Error("a link led out")
 	}
 	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
@@ -165,8 +165,8 @@ func needLoop(t *testing.T) {
 }
 
 // writable is what a snapshotter with a block image for the writable layer emits.
-func writable(image string) []object.Mount {
-	return []object.Mount{
+func writable(image string) []live.Mount {
+	return []live.Mount{
 		{Type: "mkfs/ext4", Source: image, Options: []string{mkfsOption + "fs=ext4", mkfsOption + "size=16M", "rw", "loop"}},
 		{Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{mkdirOption + "path={{ mount 0 }}/upper:0755", "rw", "rbind"}},
 	}
@@ -223,9 +223,9 @@ func TestActivateTemporary(t *testing.T) {
 	place := filepath.Join(dir, "t")
 	mkdirs(t, place, dir+"/a", dir+"/b")
 	a := NewActivator(nil)
-	var mounts []object.Mount
+	var mounts []live.Mount
 	for range 12 {
-		mounts = append(mounts, object.Mount{Type: "bind", Source: dir + "/a", Options: []string{"rbind"}})
+		mounts = append(mounts, live.Mount{Type: "bind", Source: dir + "/a", Options: []string{"rbind"}})
 	}
 	active, system, err := a.Activate(t.Context(), place, mounts, ActivateOptions{Temporary: true})
 	if err != nil {
@@ -243,15 +243,15 @@ func TestFailedActivationLeavesNothing(t *testing.T) {
 	dir := room(t)
 	place := filepath.Join(dir, "t")
 	mkdirs(t, place, dir+"/a")
-	bind := object.Mount{Type: "bind", Source: dir + "/a", Options: []string{"rbind"}}
-	for name, bad := range map[string]object.Mount{
+	bind := live.Mount{Type: "bind", Source: dir + "/a", Options: []string{"rbind"}}
+	for name, bad := range map[string]live.Mount{
 		"no source":     {Type: "bind", Source: dir + "/none"},
 		"format":        {Type: "format/bind", Source: "{{ mount 7 }}"},
 		"mkdir outside": {Type: "format/mkdir/bind", Source: "{{ mount 0 }}", Options: []string{mkdirOption + "path=/proc/x"}},
 		"mkfs":          {Type: "mkfs/ext4", Source: place + "/x", Options: []string{mkfsOption + "fs=ntfs", mkfsOption + "size=1M"}},
 		"mkfs no size":  {Type: "mkfs/ext4", Source: place + "/x"},
 	} {
-		if _, _, err := NewActivator(nil, dir).Activate(t.Context(), place, []object.Mount{bind, bad, bind}, ActivateOptions{Temporary: true}); err == nil {
+		if _, _, err := NewActivator(nil, dir).Activate(t.Context(), place, []live.Mount{bind, bad, bind}, ActivateOptions{Temporary: true}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 		if left, err := os.ReadDir(place); err != nil || len(left) > 0 {
@@ -267,7 +267,7 @@ func TestLoopHandler(t *testing.T) {
 	write(t, file, strings.Repeat("x", 4096))
 	mkdirs(t, at)
 	a := NewActivator(map[string]Handler{"loop": Loop()})
-	active, _, err := a.Activate(t.Context(), at, []object.Mount{{Type: "loop", Source: file}, {Type: "format/ext4", Source: "{{ mount 0 }}"}}, ActivateOptions{})
+	active, _, err := a.Activate(t.Context(), at, []live.Mount{{Type: "loop", Source: file}, {Type: "format/ext4", Source: "{{ mount 0 }}"}}, ActivateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,14 +305,14 @@ func TestErofsHandler(t *testing.T) {
 	if b, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(b), "\terofs\n") {
 		t.Skip("the kernel has no erofs")
 	}
-	var mounts []object.Mount
+	var mounts []live.Mount
 	for i := range 3 {
 		image := fmt.Sprintf("%s/%d.erofs", dir, i)
 		erofsImage(t, image, map[string]string{"same": fmt.Sprint(i), fmt.Sprint("own", i): "x"})
-		mounts = append(mounts, object.Mount{Type: "erofs", Source: image, Options: []string{"ro", "loop"}})
+		mounts = append(mounts, live.Mount{Type: "erofs", Source: image, Options: []string{"ro", "loop"}})
 	}
 	mkdirs(t, dir+"/up", dir+"/work", dir+"/root")
-	mounts = append(mounts, object.Mount{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{
+	mounts = append(mounts, live.Mount{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{
 		"upperdir=" + dir + "/up", "workdir=" + dir + "/work", "lowerdir={{ overlay 0 2 }}",
 	}})
 	byLoop := &erofsHandler{}
@@ -358,7 +358,7 @@ func TestOverlayBeyondAPage(t *testing.T) {
 		write(t, filepath.Join(lower, fmt.Sprint("f", i)), "x")
 		lowers = append(lowers, lower)
 	}
-	err = WithTemp(t.Context(), []object.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(lowers, ":")}}}, func(root string) error {
+	err = WithTemp(t.Context(), []live.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(lowers, ":")}}}, func(root string) error {
 		entries, err := os.ReadDir(root)
 		if len(entries) != 100 {
 			t.Errorf("%d files", len(entries))

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -21,20 +21,20 @@ func Loop() Handler { return loopHandler{} }
 
 type loopHandler struct{}
 
-func (loopHandler) Mount(_ context.Context, m object.Mount, at string, _ []object.ActiveMount) (object.ActiveMount, error) {
+func (loopHandler) Mount(_ context.Context, m live.Mount, at string, _ []live.ActiveMount) (live.ActiveMount, error) {
 	device, err := attachLoop(m.Source, slices.Contains(m.Options, "ro"), slices.Contains(m.Options, "direct-io"))
 	if err != nil {
-		return object.ActiveMount{}, fmt.Errorf("loop device for %s: %w", m.Source, err)
+		return live.ActiveMount{}, fmt.Errorf("loop device for %s: %w", m.Source, err)
 	}
 	defer device.Close()
 	if err := os.Symlink(device.Name(), at); err != nil {
-		return object.ActiveMount{}, err // the device clears itself
+		return live.ActiveMount{}, err // the device clears itself
 	}
 	// Last: a device that does not clear itself has a link that names it.
 	if err := autoclear(device, false); err != nil {
-		return object.ActiveMount{}, errors.Join(err, os.Remove(at))
+		return live.ActiveMount{}, errors.Join(err, os.Remove(at))
 	}
-	return object.ActiveMount{Mount: m, MountPoint: at}, nil
+	return live.ActiveMount{Mount: m, MountPoint: at}, nil
 }
 
 func (loopHandler) Unmount(_ context.Context, at string) error {
@@ -81,11 +81,11 @@ func Erofs() Handler { return new(erofsHandler) }
 
 type erofsHandler struct{ needsLoop atomic.Bool }
 
-func (h *erofsHandler) Mount(_ context.Context, m object.Mount, at string, _ []object.ActiveMount) (object.ActiveMount, error) {
+func (h *erofsHandler) Mount(_ context.Context, m live.Mount, at string, _ []live.ActiveMount) (live.ActiveMount, error) {
 	var options []string
 	for _, o := range m.Options {
 		if strings.HasPrefix(o, internalPrefix+"dmverity=") {
-			return object.ActiveMount{}, fmt.Errorf("%s: layers with dm-verity are not supported: %w", m.Source, errdefs.ErrNotImplemented)
+			return live.ActiveMount{}, fmt.Errorf("%s: layers with dm-verity are not supported: %w", m.Source, errdefs.ErrNotImplemented)
 		}
 		if o != "loop" {
 			options = append(options, o)
@@ -93,7 +93,7 @@ func (h *erofsHandler) Mount(_ context.Context, m object.Mount, at string, _ []o
 	}
 	m.Options = options
 	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return object.ActiveMount{}, err
+		return live.ActiveMount{}, err
 	}
 	err := error(unix.ENOTBLK)
 	if !h.needsLoop.Load() {
@@ -104,16 +104,16 @@ func (h *erofsHandler) Mount(_ context.Context, m object.Mount, at string, _ []o
 		err = mountByLoop(m, at)
 	}
 	if err != nil {
-		return object.ActiveMount{}, fmt.Errorf("mount erofs %s: %w", m.Source, err)
+		return live.ActiveMount{}, fmt.Errorf("mount erofs %s: %w", m.Source, err)
 	}
-	return object.ActiveMount{Mount: m, MountPoint: at}, nil
+	return live.ActiveMount{Mount: m, MountPoint: at}, nil
 }
 
 func (h *erofsHandler) Unmount(_ context.Context, at string) error { return Unmount(at, 0) }
 
 // mountByLoop makes loop devices of the source and of the files in device=.
 // They clear themselves when the mount goes.
-func mountByLoop(m object.Mount, at string) error {
+func mountByLoop(m live.Mount, at string) error {
 	m.Options = slices.Clone(m.Options)
 	device, err := attachLoop(m.Source, true, false)
 	if err != nil {
@@ -136,7 +136,7 @@ func mountByLoop(m object.Mount, at string) error {
 	return mountAlone(m, at)
 }
 
-func mountAlone(m object.Mount, at string) error {
+func mountAlone(m live.Mount, at string) error {
 	opts, err := parse(m)
 	if err != nil {
 		return err

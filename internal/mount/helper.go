@@ -6,7 +6,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +21,7 @@ func fuseHelper(fstype string) (helper, rest string, ok bool) {
 	return "", "", false
 }
 
-func runHelper(helper, fstype string, m object.Mount, path string) error {
+func runHelper(helper, fstype string, m live.Mount, path string) error {
 	args := []string{m.Source, path}
 	for _, o := range m.Options {
 		args = append(args, "-o", o)

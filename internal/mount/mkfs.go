@@ -11,13 +11,13 @@ import (
 	"strconv"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 )
 
 // mkfs makes the image that is the mount's source, unless it is there.
-func (t transformer) mkfs(ctx context.Context, m *object.Mount) error {
+func (t transformer) mkfs(ctx context.Context, m *live.Mount) error {
 	spec, rest, err := parseMkfs(m.Options)
 	if err != nil {
 		return err

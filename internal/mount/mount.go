@@ -20,7 +20,7 @@ import (
 	"strconv"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	securejoin "github.com/cyphar/filepath-securejoin"
@@ -29,7 +29,7 @@ import (
 
 // All mounts in order below (or at) target; each mount's own Target is relative
 // to it and must exist. A failure undoes what was mounted.
-func All(mounts []object.Mount, target string) error {
+func All(mounts []live.Mount, target string) error {
 	for i, m := range mounts {
 		if err := one(m, target); err != nil {
 			return errors.Join(err, undo(mounts[:i], target))
@@ -40,7 +40,7 @@ func All(mounts []object.Mount, target string) error {
 
 // undo takes away what All has mounted, the last first. It detaches: nobody
 // was told of the mounts yet, so nobody can be using them.
-func undo(mounts []object.Mount, target string) error {
+func undo(mounts []live.Mount, target string) error {
 	for _, m := range slices.Backward(mounts) {
 		err := at(target, m.Target, func(path string) error { return unix.Unmount(path, unix.MNT_DETACH) })
 		if err != nil {
@@ -50,7 +50,7 @@ func undo(mounts []object.Mount, target string) error {
 	return nil
 }
 
-func one(m object.Mount, root string) error {
+func one(m live.Mount, root string) error {
 	err := at(root, m.Target, func(path string) error { return attach(m, path) })
 	if err != nil {
 		return fmt.Errorf("mount %s %q at %s: %w", m.Type, m.Source, describe(root, m.Target), err)
@@ -95,7 +95,7 @@ func at(root, sub string, fn func(path string) error) error {
 }
 
 // attach mounts m at path. When it fails nothing is mounted there.
-func attach(m object.Mount, path string) (err error) {
+func attach(m live.Mount, path string) (err error) {
 	if helper, fstype, ok := fuseHelper(m.Type); ok {
 		return runHelper(helper, fstype, m, path)
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -70,11 +70,11 @@ func TestBindReadOnlyKeepsAttributes(t *testing.T) {
 	dir := room(t)
 	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
 	mkdirs(t, src, dst)
-	if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "size=1m"}}}, src); err != nil {
+	if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "size=1m"}}}, src); err != nil {
 		t.Fatal(err)
 	}
 	defer UnmountRecursive(dir, 0)
-	if err := All([]object.Mount{{Type: "bind", Source: src, Options: []string{"rbind", "ro", "noexec"}}}, dst); err != nil {
+	if err := All([]live.Mount{{Type: "bind", Source: src, Options: []string{"rbind", "ro", "noexec"}}}, dst); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dst, "f"), nil, 0o600); !errors.Is(err, unix.EROFS) {
@@ -93,7 +93,7 @@ func TestBindReadOnlyKeepsAttributes(t *testing.T) {
 func TestStackedAndRepeatedUnmount(t *testing.T) {
 	dir := room(t)
 	for range 3 {
-		if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
+		if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestStackedAndRepeatedUnmount(t *testing.T) {
 
 func TestUnmountDetachesWhatIsBusy(t *testing.T) {
 	dir := room(t)
-	if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
+	if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Create(filepath.Join(dir, "busy"))
@@ -133,19 +133,19 @@ func TestUnmountDetachesWhatIsBusy(t *testing.T) {
 
 func TestUnmountRecursive(t *testing.T) {
 	dir := room(t)
-	tmpfs := object.Mount{Type: "tmpfs", Source: "tmpfs"}
-	if err := All([]object.Mount{tmpfs}, dir); err != nil {
+	tmpfs := live.Mount{Type: "tmpfs", Source: "tmpfs"}
+	if err := All([]live.Mount{tmpfs}, dir); err != nil {
 		t.Fatal(err)
 	}
 	a := filepath.Join(dir, "a")
 	mkdirs(t, filepath.Join(a, "b"))
 	for _, p := range []string{a, a} {
-		if err := All([]object.Mount{tmpfs}, p); err != nil {
+		if err := All([]live.Mount{tmpfs}, p); err != nil {
 			t.Fatal(err)
 		}
 	}
 	mkdirs(t, filepath.Join(a, "deep"))
-	if err := All([]object.Mount{tmpfs}, filepath.Join(a, "deep")); err != nil {
+	if err := All([]live.Mount{tmpfs}, filepath.Join(a, "deep")); err != nil {
 		t.Fatal(err)
 	}
 	if err := UnmountRecursive(dir, 0); err != nil {
@@ -158,7 +158,7 @@ func TestUnmountRecursive(t *testing.T) {
 
 func TestFailureUndoesEarlierMounts(t *testing.T) {
 	dir := room(t)
-	err := All([]object.Mount{
+	err := All([]live.Mount{
 		{Type: "tmpfs", Source: "tmpfs"},
 		{Type: "bind", Source: filepath.Join(dir, "missing"), Options: []string{"rbind"}},
 	}, dir)
@@ -176,7 +176,7 @@ func TestTargetStaysBeneathRoot(t *testing.T) {
 	}
 	defer UnmountRecursive(root, 0)
 	for _, target := range []string{"inside", "/link", "../../inside"} {
-		if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs", Target: target}}, root); err != nil {
+		if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs", Target: target}}, root); err != nil {
 			t.Fatalf("%s: %v", target, err)
 		}
 	}
@@ -189,13 +189,13 @@ func TestTargetStaysBeneathRoot(t *testing.T) {
 			t.Errorf("%s mounted: %v, %v; want %v", path, got, err, want)
 		}
 	}
-	if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs", Target: "missing"}}, root); !errors.Is(err, unix.ENOENT) {
+	if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs", Target: "missing"}}, root); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("missing target: %v", err)
 	}
 }
 
 // overlayOf makes n lower directories with one file each.
-func overlayOf(t *testing.T, dir string, n int) object.Mount {
+func overlayOf(t *testing.T, dir string, n int) live.Mount {
 	t.Helper()
 	var lowers []string
 	for i := range n {
@@ -206,7 +206,7 @@ func overlayOf(t *testing.T, dir string, n int) object.Mount {
 	}
 	upper, work := filepath.Join(dir, "up", "fs"), filepath.Join(dir, "up", "work")
 	mkdirs(t, upper, work)
-	return object.Mount{Type: "overlay", Source: "overlay", Options: []string{
+	return live.Mount{Type: "overlay", Source: "overlay", Options: []string{
 		"index=off", "workdir=" + work, "upperdir=" + upper, "lowerdir=" + strings.Join(lowers, ":"),
 	}}
 }
@@ -221,7 +221,7 @@ func TestOverlayWithMoreOptionsThanAPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := All([]object.Mount{m}, target); err != nil {
+	if err := All([]live.Mount{m}, target); err != nil {
 		t.Fatal(err)
 	}
 	defer Unmount(target, 0)
@@ -244,7 +244,7 @@ func TestWithTemp(t *testing.T) {
 	m.Options = append(m.Options, "volatile")
 	var seen string
 	for range 2 { // volatile would forbid the second
-		err := WithTemp(t.Context(), []object.Mount{m}, func(root string) error {
+		err := WithTemp(t.Context(), []live.Mount{m}, func(root string) error {
 			seen = root
 			if !exists(filepath.Join(root, "f1")) {
 				t.Error("not mounted")
@@ -259,7 +259,7 @@ func TestWithTemp(t *testing.T) {
 		}
 	}
 	want := errors.New("own")
-	if err := WithTemp(t.Context(), ReadOnly([]object.Mount{m}), func(root string) error {
+	if err := WithTemp(t.Context(), ReadOnly([]live.Mount{m}), func(root string) error {
 		if err := os.Mkdir(filepath.Join(root, "d"), 0o755); !errors.Is(err, unix.EROFS) {
 			t.Errorf("write to a read-only overlay: %v", err)
 		}
@@ -267,7 +267,7 @@ func TestWithTemp(t *testing.T) {
 	}); !errors.Is(err, want) {
 		t.Errorf("the callback's error is lost: %v", err)
 	}
-	if err := WithTemp(t.Context(), []object.Mount{{Type: "no-such-filesystem"}}, nil); !errors.Is(err, unix.ENODEV) {
+	if err := WithTemp(t.Context(), []live.Mount{{Type: "no-such-filesystem"}}, nil); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("unknown type: %v", err)
 	}
 }
@@ -277,11 +277,11 @@ func TestIDMappedMounts(t *testing.T) {
 	m := overlayOf(t, dir, 2)
 	mapping := []string{"uidmap=0:100000:65536", "gidmap=0:200000:65536"}
 	m.Options = append(m.Options, mapping...)
-	for name, m := range map[string]object.Mount{
+	for name, m := range map[string]live.Mount{
 		"overlay": m,
 		"bind":    {Type: "bind", Source: filepath.Join(dir, "1/fs"), Options: append(mapping, "rbind", "ro")},
 	} {
-		err := WithTemp(t.Context(), []object.Mount{m}, func(root string) error {
+		err := WithTemp(t.Context(), []live.Mount{m}, func(root string) error {
 			var st unix.Stat_t
 			if err := unix.Stat(filepath.Join(root, "f1"), &st); err != nil {
 				return err
@@ -318,7 +318,7 @@ func TestParse(t *testing.T) {
 		"internal options": {"", []string{"X-containerd.mkfs.fs=ext4"}, options{}, errdefs.ErrNotImplemented},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := parse(object.Mount{Type: c.typ, Options: c.in})
+			got, err := parse(live.Mount{Type: c.typ, Options: c.in})
 			if !errors.Is(err, c.err) {
 				t.Fatalf("error %v, want %v", err, c.err)
 			}
@@ -366,7 +366,7 @@ func BenchmarkOverlay(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	m := []object.Mount{{Type: "overlay", Source: "overlay", Options: []string{
+	m := []live.Mount{{Type: "overlay", Source: "overlay", Options: []string{
 		"lowerdir=" + dir + "/l", "upperdir=" + dir + "/u", "workdir=" + dir + "/w", "volatile"}}}
 	for b.Loop() {
 		if err := All(m, target); err != nil {
@@ -385,7 +385,7 @@ func TestRemoveTemps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := All([]object.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
+	if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := RemoveTemps(); err != nil {
@@ -409,7 +409,7 @@ func TestLoop(t *testing.T) {
 	}
 	// No filesystem is made: that the kernel finds none in it, and not that it
 	// has no block device, shows that the device was there.
-	err := All([]object.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "ro"}}}, target)
+	err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "ro"}}}, target)
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mount of an empty image: %v", err)
 	}

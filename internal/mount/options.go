@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -25,7 +25,7 @@ type options struct {
 
 const internalPrefix = "X-containerd."
 
-func parse(m object.Mount) (options, error) {
+func parse(m live.Mount) (options, error) {
 	var o options
 	if m.Type == "bind" {
 		o.flags = unix.MS_BIND
@@ -218,7 +218,7 @@ func parent(paths []string) string {
 // them: the upper directory of an overlay becomes its first lower one, all
 // others get ro. Ownership mappings are dropped: the view is the disk's. Mounts
 // that only prepare a later one stay as they are.
-func ReadOnly(mounts []object.Mount) []object.Mount {
+func ReadOnly(mounts []live.Mount) []live.Mount {
 	out := slices.Clone(mounts)
 	last := 0 // of those that are made of others
 	for i, m := range out {

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +20,7 @@ const tempPattern = "berth-mount-"
 // volatile option is left out, for it would forbid mounting it again.
 //
 // A crash leaves the directory and its mounts in os.TempDir: RemoveTemps.
-func WithTemp(ctx context.Context, mounts []object.Mount, fn func(root string) error) (err error) {
+func WithTemp(ctx context.Context, mounts []live.Mount, fn func(root string) error) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func WithTemp(ctx context.Context, mounts []object.Mount, fn func(root string) e
 		return err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	return prepared(ctx, mounts, func(mounts []object.Mount) error {
+	return prepared(ctx, mounts, func(mounts []live.Mount) error {
 		if err := All(withoutVolatile(mounts), root); err != nil {
 			return err
 		}
@@ -39,7 +39,7 @@ func WithTemp(ctx context.Context, mounts []object.Mount, fn func(root string) e
 
 // prepared calls fn with mounts that mount(2) can do: those that need
 // preparation (see Activator) are activated for its time.
-func prepared(ctx context.Context, mounts []object.Mount, fn func([]object.Mount) error) (err error) {
+func prepared(ctx context.Context, mounts []live.Mount, fn func([]live.Mount) error) (err error) {
 	a := NewActivator(nil, "/")
 	if !a.Needed(mounts, ActivateOptions{}) {
 		return fn(mounts)
@@ -110,7 +110,7 @@ func removeShallow(dir string) error {
 	return os.Remove(dir)
 }
 
-func withoutVolatile(mounts []object.Mount) []object.Mount {
+func withoutVolatile(mounts []live.Mount) []live.Mount {
 	out := slices.Clone(mounts)
 	for i, m := range out {
 		if m.Type == "overlay" && slices.ContainsFunc(m.Options, isVolatile) {

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 )
@@ -24,7 +24,7 @@ const (
 // transformer carries transformations out. It writes below roots only.
 type transformer struct{ roots []string }
 
-func (t transformer) apply(ctx context.Context, m object.Mount, chain []string, active []object.ActiveMount) (object.Mount, error) {
+func (t transformer) apply(ctx context.Context, m live.Mount, chain []string, active []live.ActiveMount) (live.Mount, error) {
 	m.Options = slices.Clone(m.Options)
 	for _, name := range chain {
 		var err error
@@ -44,7 +44,7 @@ func (t transformer) apply(ctx context.Context, m object.Mount, chain []string, 
 	return m, nil
 }
 
-func formatMount(m *object.Mount, active []object.ActiveMount) error {
+func formatMount(m *live.Mount, active []live.ActiveMount) error {
 	fields := []*string{&m.Source, &m.Target}
 	for i := range m.Options {
 		fields = append(fields, &m.Options[i])
@@ -60,7 +60,7 @@ func formatMount(m *object.Mount, active []object.ActiveMount) error {
 }
 
 // expand replaces what is in double braces.
-func expand(s string, active []object.ActiveMount) (string, error) {
+func expand(s string, active []live.ActiveMount) (string, error) {
 	var out strings.Builder
 	for {
 		before, rest, ok := strings.Cut(s, "{{")
@@ -81,7 +81,7 @@ func expand(s string, active []object.ActiveMount) (string, error) {
 	}
 }
 
-func evaluate(words []string, active []object.ActiveMount) (string, error) {
+func evaluate(words []string, active []live.ActiveMount) (string, error) {
 	numbers := make([]int, 0, 2)
 	for _, w := range words[min(1, len(words)):] {
 		n, err := strconv.Atoi(w)
@@ -105,7 +105,7 @@ func evaluate(words []string, active []object.ActiveMount) (string, error) {
 }
 
 // between joins mount points as overlay's lower directories, in either direction.
-func between(active []object.ActiveMount, from, to int) string {
+func between(active []live.ActiveMount, from, to int) string {
 	step := 1
 	if from > to {
 		step = -1
@@ -134,7 +134,7 @@ func (t transformer) beneath(path string) (root *os.Root, rest string, err error
 	return root, rest, err
 }
 
-func (t transformer) mkdir(m *object.Mount) error {
+func (t transformer) mkdir(m *live.Mount) error {
 	var rest []string
 	for _, o := range m.Options {
 		spec, ok := strings.CutPrefix(o, mkdirOption)

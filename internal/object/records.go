@@ -98,14 +98,6 @@ type IngestStatus struct {
 	UpdatedAt time.Time
 }
 
-// Mount is one mount(2), or one that a mount handler understands.
-type Mount struct {
-	Type    string
-	Source  string
-	Target  string
-	Options []string
-}
-
 // Event is what happened to an object, as subscribers receive it.
 type Event struct {
 	Timestamp time.Time

@@ -1,65 +1,26 @@
 package object
 
-import "time"
+import "berth/internal/object/live"
 
-// TaskStatus is the state of a process of a task. The numbers are those of
-// containerd.v1.types.Status.
-type TaskStatus uint8
-
-const (
-	TaskUnknown TaskStatus = iota
-	TaskCreated
-	TaskRunning
-	TaskStopped
-	TaskPaused
-	TaskPausing
+// What a shim knows as well; see package live.
+type (
+	Mount       = live.Mount
+	ActiveMount = live.ActiveMount
+	TaskStatus  = live.TaskStatus
+	Process     = live.Process
+	TaskIO      = live.TaskIO
+	Exit        = live.Exit
 )
 
-func (s TaskStatus) String() string {
-	switch s {
-	case TaskCreated:
-		return "CREATED"
-	case TaskRunning:
-		return "RUNNING"
-	case TaskStopped:
-		return "STOPPED"
-	case TaskPaused:
-		return "PAUSED"
-	case TaskPausing:
-		return "PAUSING"
-	default:
-		return "UNKNOWN"
-	}
-}
-
-// Process is the state of one process of a task: its init, or an exec.
-type Process struct {
-	ContainerID string
-	// ExecID is empty for the init process.
-	ExecID string
-	// PID in the host's PID namespace, 0 until there is a process.
-	PID    uint32
-	Status TaskStatus
-	IO     TaskIO
-	// Exit is meaningful in TaskStopped.
-	Exit Exit
-}
-
-// TaskIO names where the streams of a process lead: FIFO paths, or URIs for
-// stdout and stderr (binary://, file://). Empty means /dev/null.
-type TaskIO struct {
-	Stdin    string
-	Stdout   string
-	Stderr   string
-	Terminal bool
-}
-
-// Exit is how a process ended. Status is the exit code, 128+n for a signal n.
-type Exit struct {
-	PID    uint32
-	Status uint32
-	At     time.Time
-}
+// The states of a process of a task.
+const (
+	TaskUnknown = live.TaskUnknown
+	TaskCreated = live.TaskCreated
+	TaskRunning = live.TaskRunning
+	TaskStopped = live.TaskStopped
+	TaskPaused  = live.TaskPaused
+	TaskPausing = live.TaskPausing
+)
 
 // ProcessInfo is a process in a container's cgroup; Info is what the runtime
 // adds (the exec ID), if anything.

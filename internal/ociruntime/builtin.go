@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, which cgroup managers have only by this
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -52,6 +53,9 @@ func (d *Builtin) Create(ctx context.Context, id string, opts CreateOptions) (_ 
 	ocinit.Linked()
 	if err := checkProcess(opts.Spec.Process); err != nil {
 		return nil, err
+	}
+	if opts.Spec.Linux != nil && opts.Spec.Linux.Seccomp != nil && !seccomp.Enabled {
+		return nil, fmt.Errorf("%w: container %s has a seccomp profile, and this program was built without seccomp: build it with the tag, as scripts/build does", errdefs.ErrNotImplemented, id)
 	}
 	if _, err := unix.Getcwd(make([]byte, unix.PathMax)); errors.Is(err, unix.ENOENT) {
 		// The bundle of an earlier container, now deleted: libcontainer wants one

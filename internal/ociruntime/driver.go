@@ -38,7 +38,9 @@ type Container interface {
 	Init() Process
 	// Start lets the init process execute the container's program.
 	Start(ctx context.Context) error
-	// Exec runs a further process in the container.
+	// Exec runs a further process in the container. Until the caller has collected
+	// it, once it has ended, the container's init does not end either when they
+	// share a PID namespace of their own.
 	Exec(ctx context.Context, opts ExecOptions) (Process, error)
 	// Signal sends a signal to the init process; KillAll ends every process
 	// of the container, paused or not.

@@ -370,10 +370,13 @@ func TestExecThatHangs(t *testing.T) {
 		if err := c.Pause(ctx); err != nil {
 			t.Fatal(err)
 		}
-		hung := make(chan error, 1)
+		hung := make(chan Process, 1)
 		go func() {
-			_, err := c.Exec(context.Background(), ExecOptions{ID: "e", Spec: &specs.Process{Args: []string{"true"}, Cwd: "/"}})
-			hung <- err
+			p, err := c.Exec(context.Background(), ExecOptions{ID: "e", Spec: &specs.Process{Args: []string{"true"}, Cwd: "/"}})
+			if err != nil {
+				p = nil
+			}
+			hung <- p
 		}()
 		// It holds the container from when its process is in the cgroup.
 		for {
@@ -384,10 +387,14 @@ func TestExecThatHangs(t *testing.T) {
 		if err := c.KillAll(ctx); err != nil {
 			t.Fatal(err)
 		}
+		// It may have been thawed and made before it was killed: then it is ours to
+		// collect, and the init of its PID namespace does not end before that.
+		if p := <-hung; p != nil {
+			collect(t, p)
+		}
 		if st := collect(t, c.Init()); st != 137 {
 			t.Errorf("status %d, want 137", st)
 		}
-		<-hung // with or without an error: it was killed
 		if err := c.Delete(ctx); err != nil {
 			t.Error(err)
 		}

@@ -181,6 +181,11 @@ func checkProcess(p *specs.Process) error {
 	return nil
 }
 
+// initLogLevel has a container's init tell what is wrong, logrus's level for
+// informing, but not each of its steps: those are some thirty lines, for every
+// one of which this process wakes up and decodes JSON while it waits for the init.
+const initLogLevel = "4"
+
 func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args:            p.Args,
@@ -193,6 +198,7 @@ func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 		AppArmorProfile: p.ApparmorProfile,
 		Scheduler:       p.Scheduler,
 		IOPriority:      p.IOPriority,
+		LogLevel:        initLogLevel,
 	}
 	if size := p.ConsoleSize; size != nil {
 		lp.ConsoleWidth, lp.ConsoleHeight = uint16(size.Width), uint16(size.Height)

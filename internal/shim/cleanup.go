@@ -15,7 +15,7 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/mount"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/shim/api"
 
 	"golang.org/x/sys/unix"
@@ -39,7 +39,7 @@ type exitRecord struct {
 
 // writeExit leaves the end of the init process in the bundle, for the case that the
 // shim is killed before anybody has asked.
-func writeExit(bundle string, e object.Exit) error {
+func writeExit(bundle string, e live.Exit) error {
 	raw, err := json.Marshal(exitRecord{e.At, int(e.PID), int(e.Status)})
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 	"berth/internal/cgroup"
 	"berth/internal/failpoint"
 	"berth/internal/mount"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/shim/api"
 	"berth/internal/stdio"
@@ -48,8 +48,8 @@ type container struct {
 // createRequest is what the daemon asks for.
 type createRequest struct {
 	id, bundle string
-	rootfs     []object.Mount
-	io         object.TaskIO
+	rootfs     []live.Mount
+	io         live.TaskIO
 	checkpoint string
 	options    *api.Options
 }
@@ -64,6 +64,7 @@ func (c *container) stdioOptions() stdio.Options {
 // create makes the container with its init process. A failure leaves nothing.
 func (c *container) create(ctx context.Context, req createRequest) (err error) {
 	if path := req.options.ShimCgroup; path != "" {
+		c.service.moved.Store(true)
 		if err := cgroup.Join(path, os.Getpid()); err != nil {
 			return fmt.Errorf("put the shim into the cgroup that the options name: %w", err)
 		}
@@ -144,12 +145,14 @@ func (c *container) watch() {
 	}
 }
 
-// unmount undoes the mount of the root filesystem.
+// unmount undoes the mount of the root filesystem, and with it what is mounted
+// below: the list of all mounts, which grows with the number of containers on the
+// host, need not be read.
 func (c *container) unmount() {
 	if !c.mounted {
 		return
 	}
-	if err := mount.UnmountRecursive(filepath.Join(c.bundle, "rootfs"), unix.MNT_DETACH); err != nil {
+	if err := mount.Unmount(filepath.Join(c.bundle, "rootfs"), unix.MNT_DETACH); err != nil {
 		c.service.log.Error("the root filesystem cannot be unmounted", "container", c.id, "error", err)
 	}
 	c.mounted = false

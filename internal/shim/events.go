@@ -3,7 +3,7 @@ package shim
 import (
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/shim/api"
 )
 
@@ -16,7 +16,7 @@ type event struct {
 	keep bool
 }
 
-func exitEvent(id, execID string, end object.Exit) event {
+func exitEvent(id, execID string, end live.Exit) event {
 	process := execID
 	if process == "" {
 		process = id // Compat: the init process goes by the container's ID

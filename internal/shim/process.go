@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"berth/internal/failpoint"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/stdio"
 
@@ -16,7 +16,7 @@ import (
 type process struct {
 	c      *container
 	execID string // empty: the init
-	io     object.TaskIO
+	io     live.TaskIO
 	spec   *specs.Process // of an exec, until it is started
 
 	// exited is closed when the end was reported.
@@ -28,10 +28,10 @@ type process struct {
 	streams *stdio.Streams
 	// end is set as soon as the process was collected, which may be while it is
 	// still creating or starting; the report then waits for that.
-	end *object.Exit
+	end *live.Exit
 }
 
-func newProcess(c *container, execID string, io object.TaskIO) *process {
+func newProcess(c *container, execID string, io live.TaskIO) *process {
 	return &process{c: c, execID: execID, io: io, exited: make(chan struct{})}
 }
 
@@ -84,7 +84,7 @@ func (p *process) settle(after state) {
 // collected is called by the reaper.
 func (p *process) collected(status uint32, at time.Time) {
 	p.mu.Lock()
-	p.end = &object.Exit{PID: p.pid, Status: status, At: at}
+	p.end = &live.Exit{PID: p.pid, Status: status, At: at}
 	early := p.state == creating || p.state == starting
 	p.mu.Unlock()
 	if !early {
@@ -116,11 +116,11 @@ func (p *process) report() {
 }
 
 // snapshot is the process as clients see it.
-func (p *process) snapshot() object.Process {
+func (p *process) snapshot() live.Process {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := object.Process{ContainerID: p.c.id, ExecID: p.execID, PID: p.pid, Status: p.state.status(), IO: p.io}
-	if p.end != nil && s.Status == object.TaskStopped {
+	s := live.Process{ContainerID: p.c.id, ExecID: p.execID, PID: p.pid, Status: p.state.status(), IO: p.io}
+	if p.end != nil && s.Status == live.TaskStopped {
 		s.Exit = *p.end
 	}
 	return s

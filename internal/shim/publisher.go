@@ -17,17 +17,19 @@ import (
 // An event leaves the queue when the daemon has acknowledged it: one that is
 // away or fails gets it again. Publishing never waits.
 type publisher struct {
-	address   string
-	namespace string
-	log       *slog.Logger
+	address string
+	log     *slog.Logger
 
-	mu     sync.Mutex
-	queue  []*api.Envelope
-	keep   []bool // parallel to queue: may not be dropped
-	wake   chan struct{}
-	seen   chan struct{} // see daemonSeen
-	closed bool
-	done   chan struct{}
+	mu        sync.Mutex
+	namespace string
+	queue     []*api.Envelope
+	keep      []bool // parallel to queue: may not be dropped
+	wake      chan struct{}
+	seen      chan struct{} // see daemonSeen
+	closed    bool
+	done      chan struct{}
+	// emptied is closed when the queue becomes empty; nil while nobody waits.
+	emptied chan struct{}
 }
 
 const (
@@ -43,8 +45,8 @@ const (
 	retryMax = 5 * time.Second
 )
 
-func newPublisher(address, namespace string, log *slog.Logger) *publisher {
-	p := &publisher{address: address, namespace: namespace, log: log, wake: make(chan struct{}, 1), seen: make(chan struct{}, 1), done: make(chan struct{})}
+func newPublisher(address string, log *slog.Logger) *publisher {
+	p := &publisher{address: address, log: log, wake: make(chan struct{}, 1), seen: make(chan struct{}, 1), done: make(chan struct{})}
 	go p.run()
 	return p
 }
@@ -56,12 +58,12 @@ func (p *publisher) publish(e event) {
 	}
 	env := &api.Envelope{
 		Timestamp: api.Time(e.at),
-		Namespace: p.namespace,
 		Topic:     e.topic,
 		Event:     &api.Any{TypeUrl: e.body.Name(), Value: api.Marshal(e.body)},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	env.Namespace = p.namespace
 	if len(p.queue) >= maxQueued {
 		p.dropOldest()
 	}
@@ -89,7 +91,35 @@ func (p *publisher) poke() {
 	}
 }
 
-// Close returns when every event was sent, or ctx has ended.
+// enter makes namespace that of the events to come.
+func (p *publisher) enter(namespace string) {
+	p.mu.Lock()
+	p.namespace = namespace
+	p.mu.Unlock()
+}
+
+// Flush returns when every event was sent (true), or ctx has ended.
+func (p *publisher) Flush(ctx context.Context) bool {
+	p.mu.Lock()
+	if len(p.queue) == 0 {
+		p.mu.Unlock()
+		return true
+	}
+	if p.emptied == nil {
+		p.emptied = make(chan struct{})
+	}
+	emptied := p.emptied
+	p.mu.Unlock()
+	select {
+	case <-emptied:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Close ends the publisher once every event was sent, and returns then, or when
+// ctx has ended.
 func (p *publisher) Close(ctx context.Context) {
 	p.mu.Lock()
 	p.closed = true
@@ -157,6 +187,10 @@ func (p *publisher) run() {
 		p.queue, p.keep = p.queue[1:], p.keep[1:]
 		if len(p.queue) == 0 {
 			p.queue, p.keep = nil, nil
+			if p.emptied != nil {
+				close(p.emptied)
+				p.emptied = nil
+			}
 		}
 		p.mu.Unlock()
 	}

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/shim/api"
 
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -64,10 +64,10 @@ func next(t *testing.T, c <-chan string) string {
 
 func TestPublisherWaitsForDaemon(t *testing.T) {
 	address := filepath.Join(t.TempDir(), "s")
-	p := newPublisher(address, "ns", slog.New(slog.DiscardHandler))
+	p := newPublisher(address, slog.New(slog.DiscardHandler))
 	p.publish(event{topic: "/tasks/create", body: &api.TaskCreate{}})
 	p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
-	p.publish(exitEvent("c", "", object.Exit{}))
+	p.publish(exitEvent("c", "", live.Exit{}))
 	s := &sink{refuse: 2, got: make(chan string, 10)}
 	s.serve(t, address)
 	for _, want := range []string{"/tasks/create", "/tasks/start", "/tasks/exit"} {
@@ -85,11 +85,11 @@ func TestPublisherWaitsForDaemon(t *testing.T) {
 
 func TestPublisherKeepsExits(t *testing.T) {
 	p := &publisher{namespace: "ns", log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1), done: make(chan struct{})}
-	p.publish(exitEvent("first", "", object.Exit{}))
+	p.publish(exitEvent("first", "", live.Exit{}))
 	for range maxQueued + 10 {
 		p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
 	}
-	p.publish(exitEvent("last", "", object.Exit{}))
+	p.publish(exitEvent("last", "", live.Exit{}))
 	if len(p.queue) != maxQueued || len(p.keep) != maxQueued {
 		t.Errorf("%d events are queued, want %d", len(p.queue), maxQueued)
 	}
@@ -108,7 +108,7 @@ func TestPublisherKeepsExits(t *testing.T) {
 }
 
 func TestPublisherClosesWithoutDaemon(t *testing.T) {
-	p := newPublisher(filepath.Join(t.TempDir(), "s"), "ns", slog.New(slog.DiscardHandler))
+	p := newPublisher(filepath.Join(t.TempDir(), "s"), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	p.Close(ctx)

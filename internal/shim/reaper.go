@@ -117,6 +117,12 @@ func exitStatus(ws syscall.WaitStatus) uint32 {
 	return uint32(ws.ExitStatus())
 }
 
+// haveChildren tells whether this process has any, ended or not.
+func haveChildren() bool {
+	_, err := waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+	return err != unix.ECHILD
+}
+
 // ended tells a child that has ended, without reaping it.
 func ended(kind, pid int) (int, bool) {
 	for {

@@ -43,20 +43,52 @@ const (
 
 // Serve runs the shim until it was shut down or its last container is deleted.
 func Serve(ctx context.Context, cfg Config) error {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
+	_, err := new(host).serve(ctx, cfg)
+	return err
+}
+
+// host is what a process has for all shims that it is, one after the other.
+type host struct {
+	// signals is nil until there is a shim. They are taken up once only: for each of
+	// them the runtime switches to a thread of its own and back.
+	signals chan os.Signal
+	// pub keeps its connection to the daemon.
+	pub *publisher
+}
+
+// become prepares for a shim.
+func (h *host) become(cfg Config) {
+	if h.signals == nil {
+		relayLogs(cfg.Log)
+		h.signals = make(chan os.Signal, 32)
+		// All but SIGCHLD are only taken so that they do not end the process: the shim
+		// ends with its containers.
+		signal.Notify(h.signals, unix.SIGCHLD, unix.SIGPIPE, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	}
+	if h.pub == nil || h.pub.address != cfg.TTRPCAddress {
+		h.pub = newPublisher(cfg.TTRPCAddress, cfg.Log)
+	}
+	h.pub.enter(cfg.Namespace)
+}
+
+// serve runs one shim; clean tells that the process holds nothing of its
+// containers and clients any more.
+func (h *host) serve(ctx context.Context, cfg Config) (clean bool, _ error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return false, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
+	}
+	h.become(cfg)
 	isolateCore(cfg.Log)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r := newReaper()
-	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
+	defer s.idle.Stop()
 	end.seal = s.seal
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
-		return err
+		return false, err
 	}
 	s.register(server, func(now bool) {
 		if now {
@@ -66,23 +98,17 @@ func Serve(ctx context.Context, cfg Config) error {
 		end.within(flushResponse)
 	})
 
-	signals := make(chan os.Signal, 32)
-	// All but SIGCHLD are only taken so that they do not end the process: the shim
-	// ends with its containers.
-	signal.Notify(signals, unix.SIGCHLD, unix.SIGPIPE, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer signal.Stop(signals)
-
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ctx, &counted{cfg.Listener, end, pub.daemonSeen}) }()
+	go func() { served <- server.Serve(ctx, &counted{cfg.Listener, end, h.pub.daemonSeen}) }()
 	for {
 		select {
-		case sig := <-signals:
+		case sig := <-h.signals:
 			if sig == unix.SIGCHLD {
 				r.Sweep()
 			}
 		case err := <-served:
 			if !errors.Is(err, ttrpc.ErrServerClosed) {
-				return err
+				return false, err
 			}
 		case <-end.done:
 			server.Close()
@@ -90,8 +116,9 @@ func Serve(ctx context.Context, cfg Config) error {
 			_ = os.Remove(cfg.Listener.Addr().String())
 			flush, stop := context.WithTimeout(context.Background(), flushEvents)
 			defer stop()
-			pub.Close(flush)
-			return nil
+			told := h.pub.Flush(flush)
+			r.Sweep()
+			return told && s.empty() && !s.moved.Load() && !haveChildren(), nil
 		}
 	}
 }

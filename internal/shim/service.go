@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"berth/internal/failpoint"
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/shim/api"
 	"berth/internal/stdio"
@@ -33,6 +35,10 @@ type service struct {
 	// left is called after the last container was deleted, failed when the only
 	// one could not be made.
 	left, failed func()
+	// idle is when memory is given back after a start.
+	idle *time.Timer
+	// moved: the shim was put into a cgroup of a container's choice.
+	moved atomic.Bool
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -41,7 +47,9 @@ type service struct {
 }
 
 func newService(ctx context.Context, namespace string, log *slog.Logger, r *reaper, publish func(event), left, failed func()) *service {
-	return &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, failed: failed, containers: map[string]*container{}}
+	s := &service{ctx: ctx, namespace: namespace, log: log, reaper: r, publish: publish, left: left, failed: failed, containers: map[string]*container{}}
+	s.idle = time.AfterFunc(math.MaxInt64, keepSmall)
+	return s
 }
 
 func (s *service) container(id string) (*container, error) {
@@ -169,7 +177,7 @@ func (s *service) start(ctx context.Context, id, execID string) (uint32, error) 
 	p.openInput()
 	s.publish(event{topic: "/tasks/start", body: &api.TaskStart{ContainerID: id, Pid: p.pid}})
 	p.settle(running)
-	time.AfterFunc(idleAfter, keepSmall)
+	s.idle.Reset(idleAfter)
 	return p.pid, nil
 }
 
@@ -183,6 +191,7 @@ func (s *service) startExec(ctx context.Context, p *process) (uint32, error) {
 	p.openInput()
 	s.publish(event{topic: "/tasks/exec-started", body: &api.TaskExecStarted{ContainerID: p.c.id, ExecID: p.execID, Pid: pid}})
 	p.settle(running)
+	s.idle.Reset(idleAfter)
 	return pid, nil
 }
 
@@ -210,13 +219,13 @@ func (p *process) start(ctx context.Context) error {
 // delete removes what has ended, or was not started. Who deletes a container that
 // is still being made, which nobody but its maker's successor does, wants it gone
 // however far it has come.
-func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, error) {
+func (s *service) delete(ctx context.Context, id, execID string) (live.Exit, error) {
 	if err := s.awaitCreated(ctx, id); err != nil {
-		return object.Exit{}, err
+		return live.Exit{}, err
 	}
 	p, before, err := s.enter(id, execID, opDelete)
 	if err != nil {
-		return object.Exit{}, err
+		return live.Exit{}, err
 	}
 	if p.isExec() {
 		p.release()
@@ -230,18 +239,18 @@ func (s *service) delete(ctx context.Context, id, execID string) (object.Exit, e
 	if before == created {
 		if err := s.hold(func() error { return c.oci.KillAll(ctx) }); err != nil {
 			p.finish(deleting, before)
-			return object.Exit{}, err
+			return live.Exit{}, err
 		}
 		select {
 		case <-p.exited:
 		case <-ctx.Done():
 			p.finish(deleting, before)
-			return object.Exit{}, ctx.Err()
+			return live.Exit{}, ctx.Err()
 		}
 	}
 	if err := s.hold(func() error { return c.oci.Delete(ctx) }); err != nil {
 		p.finish(deleting, stopped)
-		return object.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
+		return live.Exit{}, fmt.Errorf("OCI runtime delete failed: %w", err)
 	}
 	failpoint.Hit("shim.delete.destroyed")
 	c.unwatch()
@@ -276,11 +285,11 @@ func (c *container) releaseExecs() {
 	}
 }
 
-func (p *process) exit() object.Exit {
+func (p *process) exit() live.Exit {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.end == nil {
-		return object.Exit{}
+		return live.Exit{}
 	}
 	return *p.end
 }
@@ -289,14 +298,14 @@ func (p *process) exit() object.Exit {
 func (p *process) failed() {
 	p.mu.Lock()
 	if p.end == nil {
-		p.end = &object.Exit{Status: unknownStatus}
+		p.end = &live.Exit{Status: unknownStatus}
 	}
 	p.state = stopped
 	p.mu.Unlock()
 	close(p.exited)
 }
 
-func (s *service) exec(ctx context.Context, id, execID string, io object.TaskIO, raw []byte) error {
+func (s *service) exec(ctx context.Context, id, execID string, io live.TaskIO, raw []byte) error {
 	p, _, err := s.enter(id, "", opExec)
 	if err != nil {
 		return err
@@ -352,16 +361,16 @@ func (p *process) kill(sig syscall.Signal) error {
 	return nil
 }
 
-func (s *service) wait(ctx context.Context, id, execID string) (object.Exit, error) {
+func (s *service) wait(ctx context.Context, id, execID string) (live.Exit, error) {
 	p, err := s.process(id, execID)
 	if err != nil {
-		return object.Exit{}, err
+		return live.Exit{}, err
 	}
 	select {
 	case <-p.exited:
 		return p.exit(), nil
 	case <-ctx.Done():
-		return object.Exit{}, ctx.Err()
+		return live.Exit{}, ctx.Err()
 	}
 }
 

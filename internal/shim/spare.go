@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
+	"time"
 	"unsafe"
 
 	"berth/internal/failpoint"
@@ -34,19 +36,48 @@ const maxAssignment = 64 << 10
 // controlFD is the socket on which a spare shim gets its assignment.
 const controlFD = 3
 
-// ServeSpare waits on the control socket for an assignment and then is the shim of
-// it. It returns nil at once when the other end is closed before: a spare dies
-// with its daemon.
+// maxLives is how many assignments a process takes one after the other, so that
+// nothing that it might lose in one of them adds up.
+const maxLives = 100
+
+// ServeSpare waits on the control socket for an assignment, is the shim of it,
+// and when all its containers are deleted is a spare again. It returns nil when
+// the other end of the socket is closed while it is a spare: a spare dies with
+// its daemon.
 //
 // The message is its length in 4 bytes, big-endian, and a JSON object with the
 // fields of assignment; the listening socket comes with it (SCM_RIGHTS). The
-// answer is one line of JSON: {"pid":N,"version":3} or {"error":"…"}.
+// answer is one line of JSON: {"pid":N,"version":3} or {"error":"…"}. A second
+// line, {"idle":true}, tells that the assignment is over: the socket is removed,
+// all events are delivered, no child is left, and another may come. A process
+// that cannot say that of itself ends instead.
 func ServeSpare(ctx context.Context) error {
+	unix.CloseOnExec(controlFD)
+	h, line := new(host), newCommandLine()
 	tune()
 	warm()
+	for range maxLives {
+		again, err := h.takeAssignment(ctx, line)
+		if err != nil || !again {
+			return err
+		}
+		line.reset()
+		if !answer(controlFD, map[string]any{"idle": true}) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// takeAssignment waits for one and carries it out; again tells that the process
+// is as good as new.
+func (h *host) takeAssignment(ctx context.Context, line *commandLine) (again bool, err error) {
+	shrink := time.AfterFunc(idleAfter, keepSmall)
 	raw, listener, err := receiveAssignment(controlFD)
+	shrink.Stop()
+	tune()
 	if errors.Is(err, io.EOF) {
-		return nil
+		return false, nil
 	}
 	var a assignment
 	if err == nil {
@@ -59,12 +90,13 @@ func ServeSpare(ctx context.Context) error {
 	}
 	if err != nil {
 		answer(controlFD, map[string]any{"error": err.Error()})
-		return err
+		return false, err
 	}
 	failpoint.Hit("shim.serve.assigned")
-	showCommandLine("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
+	line.show("-namespace", a.Namespace, "-id", a.ID, "-address", a.Address)
 	answer(controlFD, map[string]any{"pid": os.Getpid(), "version": 3})
-	return Serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: newLog(os.Stderr, a.Debug)})
+	clean, err := h.serve(ctx, Config{Namespace: a.Namespace, TTRPCAddress: a.TTRPCAddress, Listener: listener, Log: newLog(os.Stderr, a.Debug)})
+	return clean && err == nil && os.Chdir("/") == nil, err
 }
 
 func newLog(w io.Writer, debug bool) *slog.Logger {
@@ -133,33 +165,47 @@ func passedFD(oob []byte) (int, error) {
 	return -1, errors.New("not exactly one file descriptor came with the assignment")
 }
 
-func answer(fd int, v any) {
+// answer tells whether the daemon is there to read it.
+func answer(fd int, v any) bool {
 	line, err := json.Marshal(v)
-	if err == nil {
-		// A daemon that is gone does not need it.
-		_ = unix.Send(fd, append(line, '\n'), unix.MSG_NOSIGNAL)
-	}
-	unix.Close(fd)
+	return err == nil && unix.Send(fd, append(line, '\n'), unix.MSG_NOSIGNAL) == nil
 }
 
-// showCommandLine makes the arguments after the program's name those given, as
-// far as they fit in the memory of the present ones, which the kernel shows as
-// the command line. It must come before os.Args is used by another goroutine.
-func showCommandLine(args ...string) {
-	var room []byte
+// commandLine is the memory of this process's arguments, which the kernel shows
+// to those who ask for its command line.
+type commandLine struct {
+	room []byte
+	own  []string
+}
+
+func newCommandLine() *commandLine {
+	c := &commandLine{}
+	for _, a := range os.Args {
+		c.own = append(c.own, strings.Clone(a))
+	}
 	if n := len(os.Args); n > 1 {
 		// The arguments lie one after the other, each with a NUL at its end.
 		first := unsafe.StringData(os.Args[1])
 		last := unsafe.StringData(os.Args[n-1])
 		size := uintptr(unsafe.Pointer(last)) + uintptr(len(os.Args[n-1])) - uintptr(unsafe.Pointer(first))
-		room = unsafe.Slice(first, size)
+		c.room = unsafe.Slice(first, size)
 	}
-	line := make([]byte, 0, len(room))
+	os.Args = c.own // those in the room are not to be used any more
+	return c
+}
+
+// show makes the arguments after the program's name those given, as far as they
+// fit in the memory of the first ones. No other goroutine may use os.Args.
+func (c *commandLine) show(args ...string) {
+	line := make([]byte, 0, len(c.room))
 	for _, a := range args {
 		line = append(append(line, a...), 0)
 	}
-	line = line[:max(0, min(len(line)-1, len(room)))]
-	os.Args = append([]string{string([]byte(os.Args[0]))}, args...)
-	clear(room)
-	copy(room, line)
+	line = line[:max(0, min(len(line)-1, len(c.room)))]
+	os.Args = append([]string{c.own[0]}, args...)
+	clear(c.room)
+	copy(c.room, line)
 }
+
+// reset shows the arguments with which the program was started.
+func (c *commandLine) reset() { c.show(c.own[1:]...) }

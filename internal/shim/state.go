@@ -3,7 +3,7 @@ package shim
 import (
 	"fmt"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 )
@@ -32,20 +32,20 @@ func (s state) String() string {
 }
 
 // status is the state as clients know it.
-func (s state) status() object.TaskStatus {
+func (s state) status() live.TaskStatus {
 	switch s {
 	case creating, created, starting:
-		return object.TaskCreated
+		return live.TaskCreated
 	case running, checkpointing:
-		return object.TaskRunning
+		return live.TaskRunning
 	case pausing:
-		return object.TaskPausing
+		return live.TaskPausing
 	case paused, resuming:
-		return object.TaskPaused
+		return live.TaskPaused
 	case stopped, deleting:
-		return object.TaskStopped
+		return live.TaskStopped
 	default:
-		return object.TaskUnknown
+		return live.TaskUnknown
 	}
 }
 

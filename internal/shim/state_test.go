@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 )
@@ -95,10 +95,10 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestStatuses(t *testing.T) {
-	want := map[state]object.TaskStatus{
-		creating: object.TaskCreated, created: object.TaskCreated, starting: object.TaskCreated, running: object.TaskRunning,
-		pausing: object.TaskPausing, paused: object.TaskPaused, resuming: object.TaskPaused, checkpointing: object.TaskRunning,
-		stopped: object.TaskStopped, deleting: object.TaskStopped, deleted: object.TaskUnknown,
+	want := map[state]live.TaskStatus{
+		creating: live.TaskCreated, created: live.TaskCreated, starting: live.TaskCreated, running: live.TaskRunning,
+		pausing: live.TaskPausing, paused: live.TaskPaused, resuming: live.TaskPaused, checkpointing: live.TaskRunning,
+		stopped: live.TaskStopped, deleting: live.TaskStopped, deleted: live.TaskUnknown,
 	}
 	for s := range states {
 		if s.status() != want[s] {

@@ -6,7 +6,7 @@ import (
 	"os"
 	"strings"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 	"berth/internal/ociruntime"
 	"berth/internal/shim/api"
 
@@ -85,7 +85,7 @@ func (a *taskAPI) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	}
 	pid, err := a.s.create(ctx, createRequest{
 		id: r.ID, bundle: r.Bundle, rootfs: mountsFromAPI(r.Rootfs), checkpoint: r.Checkpoint, options: opts,
-		io: object.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+		io: live.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	if err != nil {
 		return nil, err
@@ -174,7 +174,7 @@ func (a *taskAPI) Kill(ctx context.Context, r *api.KillRequest) (*api.Empty, err
 }
 
 func (a *taskAPI) Exec(ctx context.Context, r *api.ExecProcessRequest) (*api.Empty, error) {
-	io := object.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
+	io := live.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
 	return new(api.Empty), a.s.exec(ctx, r.ID, r.ExecID, io, value(r.Spec))
 }
 
@@ -230,15 +230,15 @@ func value(a *api.Any) []byte {
 	return a.Value
 }
 
-func mountsFromAPI(mounts []*api.Mount) []object.Mount {
-	out := make([]object.Mount, len(mounts))
+func mountsFromAPI(mounts []*api.Mount) []live.Mount {
+	out := make([]live.Mount, len(mounts))
 	for i, m := range mounts {
-		out[i] = object.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+		out[i] = live.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
 	}
 	return out
 }
 
-func mountsToAPI(mounts []object.Mount) []*api.Mount {
+func mountsToAPI(mounts []live.Mount) []*api.Mount {
 	out := make([]*api.Mount, len(mounts))
 	for i, m := range mounts {
 		out[i] = &api.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}

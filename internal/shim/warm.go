@@ -41,14 +41,14 @@ const (
 	idleAfter  = time.Second
 )
 
-// tune comes before anything is done.
+// tune comes before anything is done, and before anything is done again.
 func tune() {
 	// One processor does: there is little to do at a time, and each has its caches.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(gcWhenBusy)
 }
 
-// keepSmall is called when a container has started.
+// keepSmall is called when nothing has been done for a while.
 func keepSmall() {
 	debug.SetGCPercent(gcWhenIdle)
 	debug.FreeOSMemory()

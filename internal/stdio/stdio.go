@@ -19,7 +19,7 @@ import (
 	"sync"
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -31,7 +31,7 @@ import (
 // when it did not start), Attach when it has a terminal, Input, Drain after its
 // end, Close.
 type Streams struct {
-	io    object.TaskIO
+	io    live.TaskIO
 	child [3]*os.File
 	// pumps are started by Started or Attach; each ends when its source does.
 	pumps []pump
@@ -67,7 +67,7 @@ type Options struct {
 
 // Open prepares the streams that io names. It does not wait for a client to
 // open its ends of FIFOs, which must exist.
-func Open(ctx context.Context, io object.TaskIO, opts Options) (_ *Streams, err error) {
+func Open(ctx context.Context, io live.TaskIO, opts Options) (_ *Streams, err error) {
 	s := &Streams{io: io}
 	defer func() {
 		if err != nil {

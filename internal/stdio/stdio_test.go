@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"berth/internal/object"
+	"berth/internal/object/live"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -25,7 +25,7 @@ func fifo(t *testing.T, name string) string {
 	return path
 }
 
-func open(t *testing.T, io object.TaskIO) *Streams {
+func open(t *testing.T, io live.TaskIO) *Streams {
 	s, err := Open(t.Context(), io, Options{Namespace: "ns", ID: "c"})
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +76,7 @@ func await[T any](t *testing.T, c <-chan T) T {
 
 func TestOutputReachesClient(t *testing.T) {
 	out, errout := fifo(t, "out"), fifo(t, "err")
-	s := open(t, object.TaskIO{Stdout: out, Stderr: errout})
+	s := open(t, live.TaskIO{Stdout: out, Stderr: errout})
 	_, o, e := s.Child()
 	o, e = own(t, o), own(t, e)
 	s.Started()
@@ -98,7 +98,7 @@ func TestOutputReachesClient(t *testing.T) {
 
 func TestOneFIFOForBoth(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, object.TaskIO{Stdout: out, Stderr: out})
+	s := open(t, live.TaskIO{Stdout: out, Stderr: out})
 	_, o, e := s.Child()
 	o, e = own(t, o), own(t, e)
 	s.Started()
@@ -116,7 +116,7 @@ func TestOneFIFOForBoth(t *testing.T) {
 // A client that goes away must not end the process, and another one takes over.
 func TestClientGoesAndComes(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, object.TaskIO{Stdout: out})
+	s := open(t, live.TaskIO{Stdout: out})
 	_, o, _ := s.Child()
 	o = own(t, o)
 	s.Started()
@@ -144,7 +144,7 @@ func TestClientGoesAndComes(t *testing.T) {
 // client finds its end.
 func TestLateClient(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, object.TaskIO{Stdout: out})
+	s := open(t, live.TaskIO{Stdout: out})
 	_, o, _ := s.Child()
 	o = own(t, o)
 	s.Started()
@@ -163,7 +163,7 @@ func TestLateClient(t *testing.T) {
 
 func TestCloseDismissesLateClients(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, object.TaskIO{Stdout: out})
+	s := open(t, live.TaskIO{Stdout: out})
 	_, o, _ := s.Child()
 	o = own(t, o)
 	s.Started()
@@ -189,7 +189,7 @@ func TestCloseDismissesLateClients(t *testing.T) {
 
 func TestInput(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, object.TaskIO{Stdin: in})
+	s := open(t, live.TaskIO{Stdin: in})
 	i, _, _ := s.Child()
 	i = own(t, i)
 	defer i.Close()
@@ -225,7 +225,7 @@ func TestInput(t *testing.T) {
 // The client's end comes while the process has not read what is before it.
 func TestInputEndsWhileFull(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, object.TaskIO{Stdin: in})
+	s := open(t, live.TaskIO{Stdin: in})
 	i, _, _ := s.Child()
 	i = own(t, i)
 	defer i.Close()
@@ -265,7 +265,7 @@ func TestInputEndsWhileFull(t *testing.T) {
 
 func TestInputOfNobody(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, object.TaskIO{Stdin: in})
+	s := open(t, live.TaskIO{Stdin: in})
 	i, _, _ := s.Child()
 	i = own(t, i)
 	defer i.Close()
@@ -288,7 +288,7 @@ func TestInputOfNobody(t *testing.T) {
 
 func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "logs", "out")
-	s := open(t, object.TaskIO{Stdout: "file://" + path})
+	s := open(t, live.TaskIO{Stdout: "file://" + path})
 	_, o, _ := s.Child()
 	o = own(t, o)
 	s.Started()
@@ -309,7 +309,7 @@ func TestLogger(t *testing.T) {
 	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, object.TaskIO{Stdout: "binary-v2://" + script + "?key=value", Stderr: "binary-v2://" + script})
+	s := open(t, live.TaskIO{Stdout: "binary-v2://" + script + "?key=value", Stderr: "binary-v2://" + script})
 	_, o, e := s.Child()
 	o, e = own(t, o), own(t, e)
 	s.Started()
@@ -340,16 +340,16 @@ func TestBadStreams(t *testing.T) {
 	failing := filepath.Join(t.TempDir(), "failing")
 	os.WriteFile(failing, []byte("#!/bin/sh\nexit 1\n"), 0o700)
 	for name, tc := range map[string]struct {
-		io   object.TaskIO
+		io   live.TaskIO
 		want error
 	}{
-		"no such stdin":       {object.TaskIO{Stdin: "/nonexistent/in"}, os.ErrNotExist},
-		"stdin is a file":     {object.TaskIO{Stdin: plain}, errdefs.ErrInvalidArgument},
-		"stdin is relative":   {object.TaskIO{Stdin: "in"}, errdefs.ErrInvalidArgument},
-		"no such stdout":      {object.TaskIO{Stdout: "/nonexistent/out"}, os.ErrNotExist},
-		"unknown scheme":      {object.TaskIO{Stdout: "http://example.com/x"}, errdefs.ErrInvalidArgument},
-		"no such logger":      {object.TaskIO{Stdout: "binary:///nonexistent/logger"}, os.ErrNotExist},
-		"logger is not ready": {object.TaskIO{Stdout: "binary-v2://" + failing}, errdefs.ErrUnavailable},
+		"no such stdin":       {live.TaskIO{Stdin: "/nonexistent/in"}, os.ErrNotExist},
+		"stdin is a file":     {live.TaskIO{Stdin: plain}, errdefs.ErrInvalidArgument},
+		"stdin is relative":   {live.TaskIO{Stdin: "in"}, errdefs.ErrInvalidArgument},
+		"no such stdout":      {live.TaskIO{Stdout: "/nonexistent/out"}, os.ErrNotExist},
+		"unknown scheme":      {live.TaskIO{Stdout: "http://example.com/x"}, errdefs.ErrInvalidArgument},
+		"no such logger":      {live.TaskIO{Stdout: "binary:///nonexistent/logger"}, os.ErrNotExist},
+		"logger is not ready": {live.TaskIO{Stdout: "binary-v2://" + failing}, errdefs.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := openFiles(t)
@@ -396,7 +396,7 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	in, out := fifo(t, "in"), fifo(t, "out")
-	s := open(t, object.TaskIO{Stdin: in, Stdout: out, Terminal: true})
+	s := open(t, live.TaskIO{Stdin: in, Stdout: out, Terminal: true})
 	if err := s.Resize(1, 1); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("resize without a terminal: %v", err)
 	}
@@ -446,7 +446,7 @@ func TestNothingLeaks(t *testing.T) {
 	in, out := fifo(t, "in"), fifo(t, "out")
 	before := openFiles(t)
 	for range 50 {
-		s, err := Open(t.Context(), object.TaskIO{Stdin: in, Stdout: out, Stderr: out}, Options{})
+		s, err := Open(t.Context(), live.TaskIO{Stdin: in, Stdout: out, Stderr: out}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -491,7 +491,7 @@ func BenchmarkSplice(b *testing.B) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		b.Fatal(err)
 	}
-	s, err := Open(context.Background(), object.TaskIO{Stdout: path}, Options{})
+	s, err := Open(context.Background(), live.TaskIO{Stdout: path}, Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

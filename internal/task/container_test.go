@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/task/shimproc"
 
 	"github.com/containerd/errdefs"
 )
@@ -197,13 +198,13 @@ func inRestart(t *testing.T, shim string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ending, err := openProcess(int(m.task("ends").pid))
+	ending, err := shimproc.Open(int(m.task("ends").pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The container keeps its shim from being alone in the bundle's cgroup: both
 	// the shim's death and the container's end happen while no daemon is there.
-	init, err := openProcess(int(who.TaskPid))
+	init, err := shimproc.Open(int(who.TaskPid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,17 +212,17 @@ func inRestart(t *testing.T, shim string) {
 	if err := os.WriteFile(signal, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	<-ending.exited
-	if p, err := openProcess(int(who.ShimPid)); err == nil {
-		p.kill()
-		<-p.exited
+	<-ending.Exited
+	if p, err := shimproc.Open(int(who.ShimPid)); err == nil {
+		p.Kill()
+		<-p.Exited
 	}
 	m, seen := m.reopen(t)
 	if err := m.Recover(ctx, []string{"ns"}); err != nil {
 		t.Fatal(err)
 	}
 	select {
-	case <-init.exited:
+	case <-init.Exited:
 	case <-ctx.Done():
 		t.Error("the container of the dead shim still runs")
 	}
@@ -342,7 +343,7 @@ func inKilled(t *testing.T, shim string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	init, err := openProcess(int(who.TaskPid))
+	init, err := shimproc.Open(int(who.TaskPid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,8 +352,8 @@ func inKilled(t *testing.T, shim string) {
 	if err != nil || e.Status != 137 || e.PID != who.TaskPid {
 		t.Errorf("wait: %+v, %v; want status 137 of PID %d", e, err, who.TaskPid)
 	}
-	if !init.hasExited() {
-		<-init.exited // the wait above must not be before the end by much
+	if !init.HasExited() {
+		<-init.Exited // the wait above must not be before the end by much
 	}
 	m.wantEmpty(t)
 	if n := len(seen()); n != 2 {

@@ -13,6 +13,7 @@ import (
 	"berth/internal/object"
 	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 	"berth/internal/trace"
 	"berth/internal/wire"
 
@@ -65,7 +66,7 @@ func (m *Manager) Create(ctx context.Context, namespace string, c object.Contain
 	}
 	m.settle(t, s, pid)
 	if s.own {
-		time.AfterFunc(spareDelay, func() { m.replenish(s.binary) })
+		time.AfterFunc(spareDelay, func() { m.spares.Replenish(s.binary) })
 	} else {
 		m.background.Go(func() {
 			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
@@ -248,7 +249,7 @@ func (m *Manager) provide(ctx context.Context, t *task, p plan) (*shim, error) {
 	if s != nil {
 		return m.join(ctx, t, p, &bootapi.BootstrapResult{Version: s.version.Load(), Address: s.address, Protocol: s.protocol})
 	}
-	e, err := editionOf(p.binary)
+	e, err := shimproc.EditionOf(p.binary)
 	if err != nil {
 		return nil, err
 	}
@@ -354,9 +355,9 @@ func (m *Manager) endStray(t *task, address string) {
 		m.log.Warn("shim that was not needed does not end", "namespace", t.namespace, "id", t.id, "error", err)
 	}
 	if pid := int(who.GetShimPid()); pid > 1 && procfs.WorksIn(pid, t.bundle.path) {
-		if p, err := openProcess(pid); err == nil {
-			p.kill()
-			<-p.exited
+		if p, err := shimproc.Open(pid); err == nil {
+			p.Kill()
+			<-p.Exited
 		}
 	}
 	m.removeSocket(strings.TrimPrefix(address, "unix://"))

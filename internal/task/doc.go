@@ -26,16 +26,19 @@
 // # How shims are started
 //
 // A shim that carries the annotation berth.shim.serve=1 in its -info is started
-// by one exec of its serve command, with a control socket (spare.go); one such
-// process is kept waiting for the next container. Any other is started by
-// containerd's protocol (start.go), as far back as shims that print an address.
+// by one exec of its serve command, with a control socket (own.go, shimproc); one such
+// process is kept waiting for the next container, and one whose last container
+// was deleted waits again: a daemon that starts containers one after the other
+// executes no shim. Any other is started by containerd's protocol (start.go), as
+// far back as shims that print an address.
 // Containers of a pod share the shim of its sandbox.
 //
 // # Life and death of a shim
 //
 // There is one connection to each shim. Its loss, or the end of the process,
 // which a pidfd tells, starts an inquiry (shim.go): either the shim takes a new
-// connection, or it is dead. Then its delete command clears away what is left,
+// connection, or it is dead. It is as good as dead when its process says that it
+// is a spare again; otherwise its delete command clears away what is left,
 // and the manager publishes exit and delete in its place. All other events are
 // published by shims themselves.
 //

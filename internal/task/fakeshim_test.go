@@ -19,6 +19,7 @@ import (
 
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -230,7 +231,7 @@ func fakeSpare() error {
 	if err != nil || n < 4 || int(binary.BigEndian.Uint32(buf)) != n-4 {
 		return fmt.Errorf("message of %d bytes: %v", n, err)
 	}
-	var a assignment
+	var a shimproc.Assignment
 	if err := json.Unmarshal(buf[4:n], &a); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"berth/internal/task/procfs"
+	"berth/internal/task/shimproc"
 )
 
 // initPID is the PID of the init process as the shim wrote it down, or 0.
@@ -34,18 +35,18 @@ func (b bundle) killInit() {
 	if err != nil {
 		return
 	}
-	p, err := openProcess(pid)
+	p, err := shimproc.Open(pid)
 	if err != nil {
 		return
 	}
-	defer p.close()
+	defer p.Close()
 	started, err := procfs.StartTime(pid)
 	if err != nil || started.After(written.ModTime().Add(time.Second)) || started.Before(written.ModTime().Add(-time.Minute)) {
 		return
 	}
-	p.kill()
+	p.Kill()
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(shutdownTimeout):
 	}
 }

@@ -53,7 +53,7 @@ func (m *Manager) Start(ctx context.Context, namespace, id, execID string) (pid 
 	}
 	failpoint.Hit("task.start.started")
 	if t.shim.own && execID == "" {
-		m.replenish(t.shim.binary)
+		m.spares.Replenish(t.shim.binary)
 	}
 	return resp.GetPid(), nil
 }

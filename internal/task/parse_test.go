@@ -8,12 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func FuzzParseAnswer(f *testing.F) {
-	f.Add([]byte(`{"pid":1,"version":3}`))
-	f.Add([]byte(`{"error":"no"}`))
-	f.Fuzz(func(t *testing.T, b []byte) { parseAnswer(b) })
-}
-
 func FuzzParseSpec(f *testing.F) {
 	f.Add([]byte(`{"annotations":{"io.kubernetes.cri.sandbox-id":"p"},"linux":{"gidMappings":[{"containerID":0,"hostID":7}]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -16,6 +16,7 @@ import (
 	"berth/internal/object"
 	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
@@ -168,7 +169,7 @@ func (m *Manager) Recover(ctx context.Context, namespaces []string) error {
 
 func (m *Manager) askDefaultRuntime() {
 	if binary, err := m.binaryOf("io.containerd.runc.v2"); err == nil {
-		if e, err := editionOf(binary); err == nil {
+		if e, err := shimproc.EditionOf(binary); err == nil {
 			m.servesItself(e)
 		}
 	}
@@ -338,15 +339,15 @@ func (b bundle) killWorkers() {
 			return
 		}
 		for _, pid := range pids {
-			p, err := openProcess(pid)
+			p, err := shimproc.Open(pid)
 			if err != nil {
 				continue // it has ended
 			}
-			p.kill()
+			p.Kill()
 			select {
-			case <-p.exited:
+			case <-p.Exited:
 			case <-time.After(shutdownTimeout): // stuck in the kernel
-				p.close()
+				p.Close()
 				return
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"berth/internal/object"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -56,7 +57,7 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 			process := died.shim.process
-			pid := process.pid
+			pid := process.PID
 			if err := m.Kill(ctx, "ns", "ended", "", 15, false); err != nil {
 				t.Fatal(err)
 			}
@@ -126,12 +127,12 @@ func (m *testManager) task(id string) *task {
 
 func waitGone(t testing.TB, pid int) {
 	t.Helper()
-	p, err := openProcess(pid)
+	p, err := shimproc.Open(pid)
 	if err != nil {
 		return
 	}
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(5 * time.Second):
 		t.Fatalf("process %d does not end", pid)
 	}
@@ -243,8 +244,8 @@ func TestRecoverAfterReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The process at the old socket is somebody else's now: it was let be.
-	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid)); err != nil || len(line) == 0 {
-		t.Errorf("process %d was touched", p.pid)
+	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID)); err != nil || len(line) == 0 {
+		t.Errorf("process %d was touched", p.PID)
 	}
 	if len(seen()) != 2 {
 		t.Errorf("published %v, want an exit and a delete", seen())
@@ -252,11 +253,11 @@ func TestRecoverAfterReboot(t *testing.T) {
 	if strings.Contains(notes(m.dir()), "delete") {
 		t.Errorf("delete command for a task of an earlier boot")
 	}
-	q, err := os.FindProcess(p.pid)
+	q, err := os.FindProcess(p.PID)
 	if err == nil {
 		q.Kill()
 	}
-	waitGone(t, p.pid)
+	waitGone(t, p.PID)
 	os.Remove(s.socketFile())
 	m.wantEmpty(t)
 }

@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/task/shimproc"
 	"berth/internal/wire"
 
 	"github.com/containerd/containerd/api/types"
@@ -65,52 +65,30 @@ func executable(path string) error {
 	return nil
 }
 
-// edition is one build of a shim: its path and what tells that the file there
-// was replaced.
-type edition struct {
-	path   string
-	dev    uint64
-	ino    uint64
-	mtime  time.Time
-	length int64
-}
-
-func editionOf(path string) (edition, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return edition{}, fmt.Errorf("shim %s: %w", path, err)
-	}
-	e := edition{path: path, mtime: info.ModTime(), length: info.Size()}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		e.dev, e.ino = st.Dev, st.Ino
-	}
-	return e, nil
-}
-
 // servesAnnotation is that by which a shim tells that it has the serve command.
 const servesAnnotation = "berth.shim.serve"
 
 // infoCache remembers which editions have the serve command.
 type infoCache struct {
 	mu     sync.Mutex
-	serves map[edition]func() bool
+	serves map[shimproc.Edition]func() bool
 }
 
 // servesItself tells whether a shim has the serve command. It is asked once for
 // each edition; a shim that cannot answer, as containerd's without runc on the
 // PATH, has not.
-func (m *Manager) servesItself(e edition) bool {
+func (m *Manager) servesItself(e shimproc.Edition) bool {
 	m.infos.mu.Lock()
 	ask := m.infos.serves[e]
 	if ask == nil {
 		ask = sync.OnceValue(func() bool {
 			ctx, cancel := context.WithTimeout(m.life, m.timeouts().Load)
 			defer cancel()
-			info, err := m.info(ctx, e.path, nil)
+			info, err := m.info(ctx, e.Path, nil)
 			return err == nil && info.GetAnnotations()[servesAnnotation] == "1"
 		})
 		if m.infos.serves == nil {
-			m.infos.serves = make(map[edition]func() bool)
+			m.infos.serves = make(map[shimproc.Edition]func() bool)
 		}
 		m.infos.serves[e] = ask
 	}

@@ -12,6 +12,7 @@ import (
 
 	"berth/internal/task/procfs"
 	"berth/internal/task/shimconn"
+	"berth/internal/task/shimproc"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
@@ -49,8 +50,13 @@ type shim struct {
 	err   error
 
 	mu      sync.Mutex
-	conn    *link    // the present one, or the one that was lost last
-	process *process // nil while it is not known
+	conn    *link             // the present one, or the one that was lost last
+	process *shimproc.Process // nil while it is not known, or when it is no longer this shim's
+	spare   *shimproc.Spare   // of an own shim, with its control socket
+	killed  bool
+	// ended is closed when the process has ended, or has become a spare again.
+	ended   chan struct{}
+	over    func()
 	logs    *os.File // read end of the log FIFO, or nil
 	let     bool     // released: nothing is to be done about its end
 	refusal error    // why it did not take its first task
@@ -70,7 +76,9 @@ func (m *Manager) newShim(address, protocol, binary string, version int32) *shim
 		dead:   make(chan struct{}),
 		ready:  make(chan struct{}),
 		stayed: make(chan struct{}),
+		ended:  make(chan struct{}),
 	}
+	s.over = sync.OnceFunc(func() { close(s.ended) })
 	s.version.Store(version)
 	return s
 }
@@ -118,7 +126,7 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 		c.Close()
 		return
 	}
-	if p != nil && p.hasExited() {
+	if s.hasEnded() || p != nil && p.HasExited() {
 		c.Close() // somebody who inherited its socket has taken the connection
 	}
 	s.m.background.Go(func() {
@@ -133,17 +141,21 @@ func (s *shim) adopt(conn *shimconn.Conn) {
 
 // watch connects the end of the process with that of the connection: a child
 // that inherited the socket must not make a dead shim look alive.
-func (s *shim) watch(p *process) {
+func (s *shim) watch(p *shimproc.Process) {
 	s.mu.Lock()
 	if s.process != nil || s.let {
 		s.mu.Unlock()
-		p.close()
+		p.Close()
 		return
 	}
 	s.process = p
 	s.mu.Unlock()
 	s.m.background.Go(func() {
-		<-p.exited
+		select {
+		case <-p.Exited:
+			s.over()
+		case <-s.ended:
+		}
 		s.mu.Lock()
 		c := s.conn
 		s.mu.Unlock()
@@ -164,11 +176,11 @@ func (s *shim) learnProcess(ctx context.Context, t *task) (*taskapi.ConnectRespo
 	known := s.process != nil
 	s.mu.Unlock()
 	if pid := int(resp.ShimPid); !known && pid > 1 {
-		if p, err := openProcess(pid); err == nil {
+		if p, err := shimproc.Open(pid); err == nil {
 			if procfs.WorksIn(pid, t.bundle.path) {
 				s.watch(p)
 			} else {
-				p.close()
+				p.Close()
 			}
 		}
 	}
@@ -266,18 +278,18 @@ func (s *shim) investigate(c *link) {
 		if let {
 			return
 		}
-		// A process ends a moment after its connection.
-		if p != nil && !s.sleep(pause, p.exited) {
+		// A process ends, or becomes a spare, a moment after its connection.
+		if p != nil && !s.sleep(pause, s.ended) {
 			return
 		}
-		if p != nil && p.hasExited() {
+		if s.hasEnded() {
 			break
 		}
 		ctx, cancel := context.WithTimeout(s.m.life, s.m.timeouts().Load)
 		if p != nil {
 			go func() { // a dead shim's socket may be held by who never answers
 				select {
-				case <-p.exited:
+				case <-s.ended:
 					cancel()
 				case <-ctx.Done():
 				}
@@ -290,9 +302,9 @@ func (s *shim) investigate(c *link) {
 			return
 		}
 		if shimconn.NobodyListens(err) && (p == nil || time.Since(began) > patience) {
-			if p != nil {
-				p.kill() // it is of no use to anybody
-			}
+			s.mu.Lock()
+			s.killLocked() // it is of no use to anybody
+			s.mu.Unlock()
 			break
 		}
 		if !s.sleep(pause, nil) {
@@ -344,26 +356,47 @@ func (s *shim) sleep(pause time.Duration, early <-chan struct{}) bool {
 // answered, it is found by the bundle, in which it works.
 func (s *shim) kill(b bundle) {
 	s.mu.Lock()
-	p := s.process
+	known := s.killLocked()
 	s.mu.Unlock()
-	if p != nil {
-		p.kill()
-		return
+	if !known && !s.hasEnded() {
+		b.killWorkers()
 	}
-	b.killWorkers()
+}
+
+// killLocked kills the process if it is known. The lock, s.mu, keeps it from
+// becoming a spare, and then another task's shim, just before.
+func (s *shim) killLocked() (known bool) {
+	if s.process == nil {
+		return false
+	}
+	s.killed = true
+	s.process.Kill()
+	return true
+}
+
+func (s *shim) hasEnded() bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // release closes what the daemon holds of the shim, and leaves it alone.
 func (s *shim) release() {
 	s.mu.Lock()
 	s.let = true
-	c, p, logs := s.conn, s.process, s.logs
+	c, p, logs, sp := s.conn, s.process, s.logs, s.spare
 	s.mu.Unlock()
+	if sp != nil {
+		sp.Leave()
+	}
 	if c != nil {
 		c.Close()
 	}
 	if p != nil {
-		p.close()
+		p.Close()
 	}
 	if logs != nil {
 		logs.Close()

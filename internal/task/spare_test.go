@@ -6,16 +6,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/internal/task/shimproc"
 )
 
 // awaitSpare waits until a spare is there.
-func (m *testManager) awaitSpare(t testing.TB) *spare {
+func (m *testManager) awaitSpare(t testing.TB) *shimproc.Spare {
 	t.Helper()
 	for ctx := within(t, 5*time.Second); ctx.Err() == nil; {
-		m.spares.mu.Lock()
-		sp := m.spares.waiting
-		m.spares.mu.Unlock()
-		if sp != nil {
+		if sp := m.spares.Peek(); sp != nil {
 			return sp
 		}
 		pause(ctx, time.Millisecond)
@@ -34,7 +33,7 @@ func TestSpare(t *testing.T) {
 	m, _ := newManager(t)
 	ctx := within(t, 15*time.Second)
 	binary := fakeBinary(t, ownShim)
-	if m.spares.waiting != nil {
+	if m.spares.Peek() != nil {
 		t.Error("a spare before the first container")
 	}
 	if err := m.run(ctx, fake("c", binary)); err != nil {
@@ -44,16 +43,16 @@ func TestSpare(t *testing.T) {
 	if _, err := m.Create(ctx, "ns", fake("c", binary), CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if p := m.task("c").shim.process; p != first.process {
-		t.Errorf("the task is with process %d, not with the spare %d", p.pid, first.process.pid)
+	if p := m.task("c").shim.process; p != first.Process {
+		t.Errorf("the task is with process %d, not with the spare %d", p.PID, first.Process.PID)
 	}
 	if _, err := m.Delete(ctx, "ns", "c", ""); err != nil {
 		t.Fatal(err)
 	}
 	// A spare that died, and one of a binary that was replaced, are not used.
 	second := m.awaitSpare(t)
-	second.process.kill()
-	<-second.process.exited
+	second.Process.Kill()
+	<-second.Process.Exited
 	if err := m.run(ctx, fake("c", binary)); err != nil {
 		t.Errorf("after the death of a spare: %v", err)
 	}
@@ -64,14 +63,14 @@ func TestSpare(t *testing.T) {
 	if err := m.run(ctx, fake("c", binary)); err != nil {
 		t.Errorf("after a new binary: %v", err)
 	}
-	if !third.process.hasExited() {
+	if !third.Process.HasExited() {
 		t.Error("the spare of the old binary lives on")
 	}
 	// Without the daemon the spare ends.
 	last := m.awaitSpare(t)
 	m.quiet(t)
 	m.Close()
-	if !last.process.hasExited() {
+	if !last.Process.HasExited() {
 		t.Error("the spare outlives the manager")
 	}
 	m.wantEmpty(t)

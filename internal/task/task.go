@@ -15,6 +15,7 @@ import (
 	"berth/internal/events"
 	"berth/internal/mount/activation"
 	"berth/internal/object"
+	"berth/internal/task/shimproc"
 
 	"github.com/containerd/errdefs"
 )
@@ -66,7 +67,7 @@ type Manager struct {
 	self string
 
 	infos  infoCache
-	spares spares
+	spares *shimproc.Pool
 
 	// background counts what runs beside calls: removals, clean-ups, watches.
 	background sync.WaitGroup
@@ -165,6 +166,7 @@ func New(opts Options) (*Manager, error) {
 		shims:     make(map[string]*shim),
 
 		attach: cgroup.NewAttacher(),
+		spares: shimproc.NewPool(shimproc.Options{Address: opts.Address, Env: opts.Env, Log: opts.Log}),
 
 		deletes: make(chan struct{}, 2*runtime.NumCPU()+2),
 	}
@@ -178,9 +180,10 @@ func New(opts Options) (*Manager, error) {
 	return m, nil
 }
 
-// anticipate prepares for a task as soon as there is a container to make one of.
+// anticipate prepares for a task as soon as there is a root filesystem or a
+// container to make one of.
 func (m *Manager) anticipate() {
-	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/containers/create"`)
+	created, _ := m.opts.Events.Subscribe(m.life, `topic=="/snapshot/prepare"`, `topic=="/containers/create"`)
 	m.background.Go(func() {
 		for range created {
 			m.attach.Prepare()
@@ -198,7 +201,7 @@ func (m *Manager) Close() error {
 	}
 	m.mu.Unlock()
 	m.end()
-	m.spares.close()
+	m.spares.Close()
 	for _, s := range shims {
 		s.release()
 	}

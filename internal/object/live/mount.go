@@ -1,6 +1,14 @@
-package object
+package live
 
 import "time"
+
+// Mount is one mount(2), or one that a mount handler understands.
+type Mount struct {
+	Type    string
+	Source  string
+	Target  string
+	Options []string
+}
 
 // ActiveMount is a mount that an activation has performed, so that later ones
 // can be made of it.
