@@ -52,7 +52,7 @@ func Serve(ctx context.Context, cfg Config) error {
 	r := newReaper()
 	pub := newPublisher(cfg.TTRPCAddress, cfg.Namespace, cfg.Log)
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, pub.publish, func() { end.within(lastContainer) }, func() { end.failed() })
 	end.seal = s.seal
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
 	if err != nil {
@@ -123,9 +123,17 @@ func (e *ending) within(d time.Duration) {
 func (e *ending) try() {
 	if e.seal() {
 		e.now()
-	} else {
-		e.leaving.Store(false)
 	}
+}
+
+// failed is called when the only container could not be made: a shim that was told
+// to end meanwhile does so now.
+func (e *ending) failed() {
+	if e.leaving.Load() {
+		e.within(flushResponse)
+		return
+	}
+	e.unneeded()
 }
 
 func (e *ending) now() { e.once.Do(func() { close(e.done) }) }
