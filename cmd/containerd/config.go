@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -34,16 +35,17 @@ var (
 
 // configCommand writes a configuration to stdout, or what is wrong with it.
 func configCommand(f flags, args []string, stdout, stderr io.Writer) error {
-	command := ""
-	if len(args) > 0 {
-		command = args[0]
+	args, err := f.parse(newFlagSet(&f), args)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		return fmt.Errorf("config: %w; see containerd config --help", err)
 	}
-	if len(args) > 1 && !isHelp(args[1]) {
-		return fmt.Errorf("config %s takes no argument, not %q; the file is given before: containerd --config FILE config %s", command, args[1], command)
-	}
-	if command == "" || command == "help" || isHelp(command) || len(args) > 1 {
+	if len(args) == 0 || args[0] == "help" || err != nil {
 		_, err := io.WriteString(stdout, configUsage)
 		return err
+	}
+	command := args[0]
+	if len(args) > 1 {
+		return fmt.Errorf("config %s takes no argument, not %q; a file is given with --config", command, args[1])
 	}
 	switch command {
 	case "default":
@@ -65,7 +67,7 @@ func configCommand(f flags, args []string, stdout, stderr io.Writer) error {
 	case "check":
 		return checkConfig(f, stdout)
 	}
-	return fmt.Errorf("no command %q of config: there are default, dump, migrate and check; see containerd config --help", command)
+	return noCommandError(fmt.Sprintf("no command %q of config: there are default, dump, migrate and check; see containerd config --help", command))
 }
 
 func isHelp(arg string) bool { return arg == "--help" || arg == "-h" }

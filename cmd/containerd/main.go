@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -44,9 +45,19 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "containerd:", err)
+	}
+	if _, ok := errors.AsType[noCommandError](err); ok {
+		os.Exit(3) // as containerd does
+	}
+	if err != nil {
 		os.Exit(1)
 	}
 }
+
+// noCommandError says that there is no such command.
+type noCommandError string
+
+func (e noCommandError) Error() string { return string(e) }
 
 // exitStatus ends the program after it has said all there is to say.
 type exitStatus int
@@ -59,26 +70,47 @@ type flags struct {
 	configGiven                            bool
 }
 
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	var f flags
-	var help, showVersion bool
+// newFlagSet has the flags of the program, which may also follow a command.
+func newFlagSet(f *flags) *flag.FlagSet {
 	set := flag.NewFlagSet("containerd", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
+	set.Usage = func() {}
 	for _, s := range []struct {
 		p     *string
 		names string
 		def   string
 	}{
-		{&f.config, "config c", config.DefaultPath},
-		{&f.logLevel, "log-level l", ""},
-		{&f.address, "address a", ""},
-		{&f.root, "root", ""},
-		{&f.state, "state", ""},
+		{&f.config, "config c", cmp.Or(f.config, config.DefaultPath)},
+		{&f.logLevel, "log-level l", f.logLevel},
+		{&f.address, "address a", f.address},
+		{&f.root, "root", f.root},
+		{&f.state, "state", f.state},
 	} {
 		for _, name := range strings.Fields(s.names) {
 			set.StringVar(s.p, name, s.def, "")
 		}
 	}
+	return set
+}
+
+// parse reads flags, in any place among the arguments that are left.
+func (f *flags) parse(set *flag.FlagSet, args []string) (rest []string, err error) {
+	for len(args) > 0 {
+		if err := set.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = set.Args(); len(args) > 0 {
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
+	set.Visit(func(fl *flag.Flag) { f.configGiven = f.configGiven || fl.Name == "config" || fl.Name == "c" })
+	return rest, nil
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	var f flags
+	var help, showVersion bool
+	set := newFlagSet(&f)
 	for p, names := range map[*bool][]string{&help: {"help", "h"}, &showVersion: {"version", "v"}} {
 		for _, name := range names {
 			set.BoolVar(p, name, false, "")
@@ -118,7 +150,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		_, err := io.WriteString(stdout, usage)
 		return err
 	}
-	return fmt.Errorf("no command %q; see containerd --help", command)
+	return noCommandError(fmt.Sprintf("no command %q; see containerd --help", command))
 }
 
 func wantsHelp(args []string) bool { return len(args) > 0 && (isHelp(args[0]) || args[0] == "help") }

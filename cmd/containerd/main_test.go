@@ -64,6 +64,8 @@ func TestMistakes(t *testing.T) {
 	}{
 		{[]string{"--bogus"}, "bogus"},
 		{[]string{"bogus"}, `no command "bogus"`},
+		{[]string{"config", "dump", "more"}, `takes no argument, not "more"`},
+		{[]string{"config", "dump", "--bogus"}, "bogus"},
 		{[]string{"config", "bogus"}, `no command "bogus" of config`},
 		{[]string{"-c", "/nowhere/config.toml"}, "/nowhere/config.toml"},
 		{[]string{"-c", "/nowhere/config.toml", "config", "dump"}, "/nowhere/config.toml"},
@@ -101,6 +103,9 @@ func TestConfigCommands(t *testing.T) {
 	out, _, err = command(t, nil, "-c", path, "-a", "/flag.sock", "config", "dump")
 	if err != nil || !strings.Contains(out, "address = '/flag.sock.ttrpc'") {
 		t.Errorf("dump with an address: %v\n%s", err, out)
+	}
+	if out, _, err := command(t, nil, "config", "-c", path, "dump", "--root", "/late"); err != nil || !strings.Contains(out, "root = '/late'") || !strings.Contains(out, "/file.sock") {
+		t.Errorf("dump with flags behind the command: %v\n%s", err, out)
 	}
 	out, _, err = command(t, nil, "-c", path, "config", "migrate")
 	if err != nil || !strings.Contains(out, "version = 4") {

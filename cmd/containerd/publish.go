@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"time"
@@ -41,8 +40,7 @@ OPTIONS:
 // publish sends an event, a serialised google.protobuf.Any on stdin, to the
 // daemon: shims that do not speak ttrpc call it.
 func publish(ctx context.Context, f flags, args []string, stdin io.Reader) error {
-	set := flag.NewFlagSet("publish", flag.ContinueOnError)
-	set.SetOutput(io.Discard)
+	set := newFlagSet(&f)
 	namespace := set.String("namespace", "", "")
 	topic := set.String("topic", "", "")
 	if err := set.Parse(args); err != nil {

@@ -213,7 +213,9 @@ func TestErrorsAndStatus(t *testing.T) {
 		{"images lst", 3, `did you mean "list"?`},
 		{"containers ls --formta json", 1, `did you mean "format"?`},
 		{"containers ls --format xml", 1, "none of table, json and a Go template"},
-		{"containers ls --format {{.Nope}}", 1, "Nope"},
+		{"containers ls --format {{.Nope}}", 1, "there is no field Nope; there are .ID, .Labels, .Image"},
+		{"df everything", 1, "takes no arguments"},
+		{"run --frob x y", 1, "unknown flag --frob"},
 		{"tasks exec x true", 1, `"exec-id"`},
 		{"containers checkpoint x b", 1, `container "x": not found`},
 		{"sandboxes ls", 1, "sandbox"},
@@ -281,6 +283,8 @@ func TestSuggestions(t *testing.T) {
 		{"-n k8s.io containers info one", "it is in default: use -n default"},
 		{"tasks ps two", "'ctr tasks start two' starts one"},
 		{"sandboxes ls", "the daemon does not offer containerd.services.sandbox.v1.Store"},
+		{"images label busybox a=b", "'ctr images pull docker.io/library/busybox:latest' may fetch it"},
+		{"images label other.example.com/x/one:1 a=b", `did you mean "example.com/one:1"?`},
 		{"containers info something-else-entirely", `container "something-else-entirely": not found`},
 	} {
 		stdout, stderr, code := ctr(t, append([]string{"-a", address}, strings.Fields(tc.line)...)...)

@@ -100,6 +100,9 @@ type disk struct {
 const abandonedAfter = time.Hour
 
 func dfAction(ctx context.Context, cmd *cli.Command, s *session) error {
+	if err := noArgs(cmd); err != nil {
+		return err
+	}
 	d := &disk{items: map[diskKey]*diskItem{}}
 	namespaces := []string{s.namespace}
 	if cmd.Bool("all-namespaces") {

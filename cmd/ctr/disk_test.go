@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/cmd/ctr/output"
 )
 
 // Two images share a blob and a layer; a container stands on the first.
@@ -75,7 +77,7 @@ func TestOfflineCheck(t *testing.T) {
 	write("io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs/f", "x")
 	write("io.containerd.snapshotter.v1.overlayfs/snapshots/2/work/x", "x")
 	write("io.containerd.snapshotter.v1.overlayfs/snapshots/rm-3/fs/f", "x")
-	c := &checker{}
+	c := &checker{status: &output.Status{}}
 	if err := c.offline(t.Context(), root); err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,9 @@ func doctorCommand() *cli.Command {
 const doctorTime = 30 * time.Second
 
 func doctorAction(ctx context.Context, cmd *cli.Command) error {
+	if err := noArgs(cmd); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
 	defer cancel()
 	cfg, results := examineConfig(cmd.String("config"))

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -109,23 +107,6 @@ func runFlags() []cli.Flag {
 	}
 }
 
-// notYet refuses flags that this version does not serve.
-func notYet(cmd *cli.Command, names ...string) error {
-	for _, name := range names {
-		if cmd.IsSet(name) {
-			return fmt.Errorf("--%s is not supported yet by this version of ctr; leave it out", name)
-		}
-	}
-	return nil
-}
-
-// notYetAction is the action of a command that this version does not serve.
-func notYetAction(what string) cli.ActionFunc {
-	return func(context.Context, *cli.Command) error {
-		return fmt.Errorf("%s is not supported yet by this version of ctr", what)
-	}
-}
-
 // labelArgs reads key=value; a key alone is true.
 func labelArgs(args []string) map[string]string {
 	labels := make(map[string]string, len(args))
@@ -137,6 +118,14 @@ func labelArgs(args []string) map[string]string {
 		labels[key] = value
 	}
 	return labels
+}
+
+// noArgs is an error about an argument that a command does not take.
+func noArgs(cmd *cli.Command) error {
+	if !cmd.Args().Present() {
+		return nil
+	}
+	return invalid("%s takes no arguments, not %q; see '%s --help'", cmd.FullName(), cmd.Args().First(), cmd.FullName())
 }
 
 // needArgs is an error that names the first missing argument.

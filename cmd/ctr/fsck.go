@@ -8,12 +8,10 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"berth/cmd/ctr/output"
 
 	"github.com/urfave/cli/v3"
-	"golang.org/x/term"
 )
 
 func fsckCommand() *cli.Command {
@@ -54,8 +52,7 @@ const (
 // checker collects findings and shows how far it is.
 type checker struct {
 	findings []*finding
-	shown    time.Time
-	status   bool // a status line can be drawn
+	status   *output.Status
 }
 
 func (c *checker) add(f finding) *finding {
@@ -63,27 +60,15 @@ func (c *checker) add(f finding) *finding {
 	return &f
 }
 
-// at shows on a terminal what is being looked at.
-func (c *checker) at(format string, args ...any) {
-	if !c.status || time.Since(c.shown) < 100*time.Millisecond {
-		return
-	}
-	c.shown = time.Now()
-	fmt.Fprintf(os.Stderr, "\r%s\x1b[K", clip(fmt.Sprintf(format, args...), 79))
-}
-
-func (c *checker) clear() {
-	if c.status {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
-	}
-}
-
 func fsckAction(ctx context.Context, cmd *cli.Command) error {
+	if err := noArgs(cmd); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := &checker{status: term.IsTerminal(int(os.Stderr.Fd()))}
+	c := &checker{status: output.NewStatus()}
 	err := c.run(ctx, cmd)
-	c.clear()
+	c.status.Clear()
 	if err != nil {
 		return err
 	}
@@ -155,7 +140,7 @@ func (c *checker) repair(ctx context.Context) error {
 		if f.mend == nil {
 			continue
 		}
-		c.at("repairing %s %s", f.Kind, f.Name)
+		c.status.At("repairing %s %s", f.Kind, f.Name)
 		done, err := f.mend(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

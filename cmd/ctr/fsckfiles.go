@@ -105,7 +105,7 @@ func (c *comparison) run(ctx context.Context, st *store, n *storedNamespace, sna
 		defer c.root.Close()
 		c.lowest = len(layers)
 		for i, layer := range slices.Backward(layers) {
-			st.at("files of layer %s", layer.Digest)
+			st.status.At("files of layer %s", layer.Digest)
 			if err := c.layer(ctx, n.s, layer, i); err != nil {
 				return err
 			}

@@ -69,7 +69,7 @@ func (c *checker) offlineBlobs(ctx context.Context, dir string) (documents []dig
 			return nil
 		}
 		seen++
-		c.at("blob %d, %s", seen, output.Size(total))
+		c.status.At("blob %d, %s", seen, output.Size(total))
 		f, err := os.Open(path)
 		if err != nil {
 			return err

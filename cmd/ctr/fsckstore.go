@@ -133,7 +133,7 @@ func (st *store) checkBlobs(ctx context.Context) error {
 	for i, name := range slices.Sorted(maps.Keys(st.blobs)) {
 		b := st.blobs[name]
 		namespace := slices.Sorted(maps.Keys(b.labels))[0]
-		st.at("blob %d of %d, %s of %s", i+1, len(st.blobs), output.Size(done), output.Size(total))
+		st.status.At("blob %d of %d, %s of %s", i+1, len(st.blobs), output.Size(done), output.Size(total))
 		problem, err := st.hash(withNamespace(ctx, namespace), b.desc)
 		if err != nil {
 			return err
@@ -188,7 +188,7 @@ func (st *store) badBlob(b *storedBlob, problem string) {
 func (st *store) checkImages(ctx context.Context, n *storedNamespace) error {
 	compared := map[string]bool{}
 	for _, img := range n.images {
-		st.at("image %s", img.name)
+		st.status.At("image %s", img.name)
 		found := 0
 		if err := st.follow(ctx, n, img, img.target, false, &found, compared); err != nil {
 			return err
@@ -302,7 +302,7 @@ func (st *store) checkSnapshots(ctx context.Context, n *storedNamespace) error {
 		}
 		for _, key := range slices.Sorted(maps.Keys(n.snapshots[name])) {
 			v := n.snapshots[name][key]
-			st.at("snapshot %s of %s", key, name)
+			st.status.At("snapshot %s of %s", key, name)
 			problem := ""
 			if _, ok := n.snapshots[name][v.Parent]; v.Parent != "" && !ok {
 				problem = fmt.Sprintf("its parent %s is missing", v.Parent)

@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 
+	"berth/cmd/ctr/output"
+
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/errdefs"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,7 +58,10 @@ func installAction(ctx context.Context, cmd *cli.Command, s *session) error {
 	if cmd.Bool("libs") {
 		in.dirs = append(in.dirs, "lib")
 	}
-	for _, layer := range img.manifest.Layers {
+	status := output.NewStatus()
+	defer status.Clear()
+	for i, layer := range img.manifest.Layers {
+		status.At("installing layer %d of %d (%s)", i+1, len(img.manifest.Layers), output.Size(layer.Size))
 		if err := in.layer(ctx, s, layer); err != nil {
 			return fmt.Errorf("installing %s to %s: %w", img.name, dir, errors.Join(err, in.undo()))
 		}

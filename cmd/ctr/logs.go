@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 func logsCommand() *cli.Command {
@@ -224,8 +225,14 @@ func follow(ctx context.Context, f *os.File, out *logWriter, p process) error {
 	defer watch.close()
 	exited := make(chan error, 1)
 	go func() {
-		_, err := p.tasks.Wait(context.WithoutCancel(ctx), &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
-		exited <- ignoreNotFound(err)
+		for {
+			// The file goes on without the daemon; its next one knows of the end.
+			_, err := p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID}, grpc.WaitForReady(true))
+			if !errdefs.IsUnavailable(err) {
+				exited <- ignoreNotFound(err)
+				return
+			}
+		}
 	}()
 	for {
 		if _, err := io.Copy(out, f); err != nil {

@@ -16,7 +16,10 @@ import (
 // completion and suggestions. What cannot be asked has no names.
 type nameSource func(context.Context, *session) []string
 
-const tasksService = "containerd.services.tasks.v1.Tasks"
+const (
+	tasksService  = "containerd.services.tasks.v1.Tasks"
+	imagesService = "containerd.services.images.v1.Images"
+)
 
 // sourceOf lists what a gRPC service keeps, nil for one that keeps nothing with
 // a name.
@@ -24,7 +27,7 @@ func sourceOf(service string) nameSource {
 	return map[string]nameSource{
 		"containerd.services.containers.v1.Containers": containerIDs,
 		"containerd.services.content.v1.Content":       blobDigests,
-		"containerd.services.images.v1.Images":         imageNames,
+		imagesService:                                  imageNames,
 		"containerd.services.leases.v1.Leases":         leaseIDs,
 		"containerd.services.namespaces.v1.Namespaces": namespaceNames,
 		"containerd.services.sandbox.v1.Store":         sandboxIDs,

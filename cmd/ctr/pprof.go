@@ -82,7 +82,7 @@ func fetchProfile(ctx context.Context, cmd *cli.Command, from profileSource, nam
 		if op, ok := errors.AsType[*net.OpError](err); ok {
 			return fmt.Errorf("cannot connect to %s: %w", who, op.Err)
 		}
-		return err
+		return fmt.Errorf("%s does not answer as one: %w", who, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

@@ -111,6 +111,9 @@ func usageError(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 				names = append(names, f.Names()...)
 			}
 		}
+		if len(word) > 1 {
+			name = "--" + word // the library drops a dash
+		}
 		msg = fmt.Sprintf("unknown flag %s%s", name, didYouMean(word, names))
 	}
 	return fmt.Errorf("%s; see '%s --help'", msg, cmd.FullName())

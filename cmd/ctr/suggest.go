@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/image"
+
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"google.golang.org/grpc/codes"
@@ -70,6 +72,11 @@ func (s *session) suggest(ctx context.Context, cmd *cli.Command, err error) erro
 		if ns := s.elsewhere(ctx, source, arg); ns != "" {
 			return fmt.Errorf("%w in the namespace %s; it is in %s: use -n %s", err, s.namespace, ns, ns)
 		}
+		if a.service == imagesService {
+			if name, e := image.ParseDockerName(arg); e == nil {
+				return fmt.Errorf("%w; 'ctr images pull %s' may fetch it", err, name.Tagged())
+			}
+		}
 	}
 	return err
 }
@@ -100,7 +107,15 @@ func meant(word string, names []string) string {
 			return fmt.Sprintf(", did you mean %q?", name)
 		}
 	}
-	return didYouMean(word, names)
+	if hint := didYouMean(word, names); hint != "" || !strings.Contains(word, "/") {
+		return hint
+	}
+	for _, name := range names { // the same from another registry
+		if path.Base(name) == path.Base(word) {
+			return fmt.Sprintf(", did you mean %q?", name)
+		}
+	}
+	return ""
 }
 
 // didYouMean is ", did you mean X?" when a name is near word, or empty.

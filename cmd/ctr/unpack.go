@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"berth/cmd/ctr/output"
 	"berth/internal/image"
 	"berth/internal/wire"
 
@@ -22,8 +23,11 @@ import (
 func unpackImage(ctx context.Context, s *session, snapshotter string, img resolved, sync bool) error {
 	chain := image.ChainIDs(img.config.RootFS.DiffIDs)
 	parent := ""
+	status := output.NewStatus()
+	defer status.Clear()
 	for i, layer := range img.manifest.Layers {
 		name := chain[i].String()
+		status.At("unpacking %s, layer %d of %d (%s)", img.name, i+1, len(chain), output.Size(layer.Size))
 		if err := unpackLayer(ctx, s, snapshotter, name, parent, &diffapi.ApplyRequest{Diff: wire.DescriptorToProto(layer), SyncFs: sync}, img.config.RootFS.DiffIDs[i].String()); err != nil {
 			return fmt.Errorf("layer %d of %d (%s): %w", i+1, len(chain), layer.Digest, err)
 		}

@@ -15,6 +15,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -189,12 +190,21 @@ func (c *Config) Disabled(name string) bool { return slices.Contains(c.DisabledP
 // Required reports whether the daemon must not run without that plugin.
 func (c *Config) Required(name string) bool { return slices.Contains(c.RequiredPlugins, name) }
 
-// Check reports the first value that no daemon could run with, as
-// errdefs.ErrInvalidArgument. Root and state are made absolute.
+// Check reports the values that no daemon could run with, as
+// errdefs.ErrInvalidArgument, all of them joined. Root and state are made
+// absolute.
 func (c *Config) Check() error {
+	return errors.Join(c.checkVersion(), c.checkDirs(), c.checkNames(), c.checkDebug(), c.checkNumbers(), c.checkOutside(), c.Plugins.check())
+}
+
+func (c *Config) checkVersion() error {
 	if c.Version < 0 || c.Version > Version {
 		return invalid("version", "expected containerd config version equal to or less than `%d`, got `%d`", Version, c.Version)
 	}
+	return nil
+}
+
+func (c *Config) checkDirs() error {
 	for key, dir := range map[string]*string{"root": &c.Root, "state": &c.State} {
 		if *dir == "" {
 			return invalid(key, "a directory must be given")
@@ -208,36 +218,48 @@ func (c *Config) Check() error {
 	if c.Root == c.State {
 		return invalid("state", "root and state must be different directories, both are %s", c.Root)
 	}
-	if c.OOMScore < -1000 || c.OOMScore > 1000 {
-		return invalid("oom_score", "%d is not between -1000 and 1000", c.OOMScore)
-	}
+	return nil
+}
+
+func (c *Config) checkNames() error {
+	var errs []error
 	for _, list := range []struct {
 		key   string
 		names []string
 	}{{"disabled_plugins", c.DisabledPlugins}, {"required_plugins", c.RequiredPlugins}} {
 		for _, name := range list.names {
 			if !strings.Contains(name, ".") {
-				return invalid(list.key, "%q is not a full plugin name such as io.containerd.snapshotter.v1.native", name)
+				errs = append(errs, invalid(list.key, "%q is not a full plugin name such as io.containerd.snapshotter.v1.native", name))
 			}
 		}
 	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) checkDebug() error {
+	var errs []error
 	switch c.Debug.Format {
 	case "", "text", "json":
 	default:
-		return invalid("debug.format", "%q is neither text nor json", c.Debug.Format)
+		errs = append(errs, invalid("debug.format", "%q is neither text nor json", c.Debug.Format))
 	}
 	if !slices.Contains(levels(), strings.ToLower(c.Debug.Level)) {
-		return invalid("debug.level", "log level %q is none of %s", c.Debug.Level, strings.Join(levels()[1:], ", "))
+		errs = append(errs, invalid("debug.level", "log level %q is none of %s", c.Debug.Level, strings.Join(levels()[1:], ", ")))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) checkNumbers() error {
+	var errs []error
+	if c.OOMScore < -1000 || c.OOMScore > 1000 {
+		errs = append(errs, invalid("oom_score", "%d is not between -1000 and 1000", c.OOMScore))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Timeouts)) {
 		if c.Timeouts[name] < 0 {
-			return keyed([]string{"timeouts", name}, "%s is less than nothing", time.Duration(c.Timeouts[name]))
+			errs = append(errs, keyed([]string{"timeouts", name}, "%s is less than nothing", time.Duration(c.Timeouts[name])))
 		}
 	}
-	if err := c.checkOutside(); err != nil {
-		return err
-	}
-	return c.Plugins.check()
+	return errors.Join(errs...)
 }
 
 func levels() []string {
@@ -246,24 +268,25 @@ func levels() []string {
 
 // checkOutside checks what is of other programs.
 func (c *Config) checkOutside() error {
+	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(c.ProxyPlugins)) {
 		p := c.ProxyPlugins[name]
 		if p.Address == "" {
-			return keyed([]string{"proxy_plugins", name}, "the proxy needs an address, the socket of its engine")
+			errs = append(errs, keyed([]string{"proxy_plugins", name}, "the proxy needs an address, the socket of its engine"))
 		}
 		if _, ok := ProxyType(p.Type); !ok {
-			return keyed([]string{"proxy_plugins", name, "type"}, "%q is none of snapshot, content, diff, sandbox", p.Type)
+			errs = append(errs, keyed([]string{"proxy_plugins", name, "type"}, "%q is none of snapshot, content, diff, sandbox", p.Type))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.StreamProcessors)) {
 		switch p := c.StreamProcessors[name]; {
 		case p.Path == "":
-			return keyed([]string{"stream_processors", name}, "the processor needs a path, its program")
+			errs = append(errs, keyed([]string{"stream_processors", name}, "the processor needs a path, its program"))
 		case len(p.Accepts) == 0 || p.Returns == "":
-			return keyed([]string{"stream_processors", name}, "the processor must say which media types it accepts and which it returns")
+			errs = append(errs, keyed([]string{"stream_processors", name}, "the processor must say which media types it accepts and which it returns"))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // ProxyType is the plugin type of a proxy, whose type may be written short.

@@ -74,6 +74,7 @@ func TestRefused(t *testing.T) {
 		"oom score":          {"oom_score = 2000\n", "oom_score: 2000"},
 		"log format":         {"[debug]\nformat = \"xml\"\n", `"xml" is neither text nor json`},
 		"sharing policy":     {"[plugins.'io.containerd.metadata.v1.bolt']\ncontent_sharing_policy = \"open\"\n", `"open" is neither`},
+		"no number":          {"[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = nan\n", "pause_threshold: NaN"},
 		"pause threshold":    {"[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.9\n", "pause_threshold: 0.9"},
 		"no differ":          {"[plugins.'io.containerd.service.v1.diff-service']\ndefault = []\n", "there must be a differ"},
 		"log level":          {"[debug]\nlevel = \"loud\"\n", "x.toml:2:1: configuration: debug.level"},

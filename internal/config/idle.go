@@ -1,10 +1,10 @@
 package config
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
-	"sync"
 )
 
 // idleKey is a key, or a whole table, that containerd acts on and this daemon
@@ -18,7 +18,6 @@ const noCRI = "this daemon does not serve CRI"
 
 func idleKeys() []idleKey {
 	const (
-		noClass = "this daemon does not set classes of block IO and RDT"
 		noStore = "there is no such snapshotter here; use overlayfs, native, or one behind proxy_plugins"
 		tasks   = "io.containerd.service.v1.tasks-service"
 	)
@@ -29,8 +28,8 @@ func idleKeys() []idleKey {
 		{[]string{"plugins", pluginCRIImages}, noCRI},
 		{[]string{"plugins", pluginCRIRuntime}, noCRI},
 		{[]string{"plugins", "io.containerd.nri.v1.nri"}, noCRI},
-		{[]string{"plugins", tasks, "blockio_config_file"}, noClass},
-		{[]string{"plugins", tasks, "rdt_config_file"}, noClass},
+		{[]string{"plugins", tasks, "blockio_config_file"}, noCRI},
+		{[]string{"plugins", tasks, "rdt_config_file"}, noCRI},
 		{[]string{"plugins", "io.containerd.snapshotter.v1.devmapper"}, noStore},
 		{[]string{"plugins", "io.containerd.snapshotter.v1.zfs"}, noStore},
 	}
@@ -40,17 +39,17 @@ func idleKeys() []idleKey {
 // the defaults, and of timeouts that nobody knows.
 func (c *Config) idle(all *node) []Warning {
 	var warnings []Warning
-	values := sync.OnceValues(func() (own, fallback map[string]any) { return c.values(), Default().values() })
+	fallback := Default()
 	for _, k := range idleKeys() {
 		n := all.at(k.path...)
 		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
 			continue
 		}
-		if own, fallback := values(); !reflect.DeepEqual(below(own, k.path), below(fallback, k.path)) {
+		if shown(c, k.path) != shown(fallback, k.path) {
 			warnings = append(warnings, n.warning("%s has no effect: %s", keyName(k.path), k.advice))
 		}
 	}
-	known := Default().Timeouts
+	known := fallback.Timeouts
 	for _, name := range slices.Sorted(maps.Keys(c.Timeouts)) {
 		if _, ok := known[name]; !ok {
 			if n := all.at("timeouts", name); n != nil {
@@ -61,14 +60,16 @@ func (c *Config) idle(all *node) []Warning {
 	return warnings
 }
 
-func below(values map[string]any, path []string) any {
-	var v any = values
+// shown is the value of a key as text, in which an empty list and none are one.
+func shown(c *Config, path []string) string {
+	v := reflect.ValueOf(c).Elem()
 	for _, key := range path {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return nil
+		switch v.Kind() {
+		case reflect.Struct:
+			v = fieldsOf(v)[key]
+		case reflect.Map:
+			v = v.MapIndex(reflect.ValueOf(key))
 		}
-		v = m[key]
 	}
-	return v
+	return fmt.Sprintf("%+v", v)
 }

@@ -161,14 +161,7 @@ func fromTree(all *node, warnings []Warning) (*Config, []Warning, error) {
 	c.Imports = imports
 	c.placeTTRPC(all.at("plugins", pluginTTRPC, "address") != nil)
 	if err := c.Check(); err != nil {
-		if k, ok := errors.AsType[*keyError](err); ok {
-			if n := all.at(k.key...); n != nil {
-				err = fmt.Errorf("%s: %w", n.place, err)
-			} else {
-				err = fmt.Errorf("%s: %w", all.place, err)
-			}
-		}
-		return nil, nil, err
+		return nil, nil, inPlace(all, err)
 	}
 	warnings = append(warnings, c.idle(all)...)
 	slices.SortStableFunc(warnings, func(a, b Warning) int {
@@ -178,6 +171,28 @@ func fromTree(all *node, warnings []Warning) (*Config, []Warning, error) {
 		return a.Row - b.Row
 	})
 	return c, warnings, nil
+}
+
+// inPlace tells of every error of a key where that key stands, or would.
+func inPlace(all *node, err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range joined.Unwrap() {
+			errs = append(errs, inPlace(all, e))
+		}
+		return errors.Join(errs...)
+	}
+	k, ok := errors.AsType[*keyError](err)
+	if !ok {
+		return err
+	}
+	at := all.place
+	for i := range k.key {
+		if n := all.at(k.key[:i+1]...); n != nil {
+			at = n.place
+		}
+	}
+	return fmt.Errorf("%s: %w", at, err)
 }
 
 func tableOf(root *node, key string) map[string]*node {

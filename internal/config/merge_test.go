@@ -101,3 +101,12 @@ func TestRenamedInLists(t *testing.T) {
 		t.Errorf("%v, %v", c, err)
 	}
 }
+
+// BenchmarkLoad is the part of the daemon's start that reads a typical file.
+func BenchmarkLoad(b *testing.B) {
+	for b.Loop() {
+		if _, _, err := Load("testdata/v2-kubernetes.toml"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

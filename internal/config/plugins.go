@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"runtime"
 	"slices"
 	"time"
@@ -280,27 +281,28 @@ func defaultPlugins() Plugins {
 }
 
 func (p *Plugins) check() error {
+	var errs []error
 	switch p.Bolt.ContentSharingPolicy {
 	case "", SharingShared, SharingIsolated:
 	default:
-		return inPlugin("io.containerd.metadata.v1.bolt", "content_sharing_policy", "%q is neither %q nor %q", p.Bolt.ContentSharingPolicy, SharingShared, SharingIsolated)
+		errs = append(errs, inPlugin("io.containerd.metadata.v1.bolt", "content_sharing_policy", "%q is neither %q nor %q", p.Bolt.ContentSharingPolicy, SharingShared, SharingIsolated))
 	}
 	if p.GRPC.Address == "" {
-		return inPlugin(pluginGRPC, "address", "the daemon needs a socket")
+		errs = append(errs, inPlugin(pluginGRPC, "address", "the daemon needs a socket"))
 	}
 	if p.TTRPC.Address == p.GRPC.Address {
-		return inPlugin(pluginTTRPC, "address", "%s is the gRPC socket already", p.TTRPC.Address)
+		errs = append(errs, inPlugin(pluginTTRPC, "address", "%s is the gRPC socket already", p.TTRPC.Address))
 	}
 	if len(p.Diff.Order) == 0 {
-		return inPlugin("io.containerd.service.v1.diff-service", "default", "there must be a differ, such as \"walking\"")
+		errs = append(errs, inPlugin("io.containerd.service.v1.diff-service", "default", "there must be a differ, such as \"walking\""))
 	}
-	if t := p.GC.PauseThreshold; t < 0 || t > 0.5 {
-		return inPlugin("io.containerd.gc.v1.scheduler", "pause_threshold", "%v is not between 0 and 0.5", t)
+	if t := p.GC.PauseThreshold; !(t >= 0 && t <= 0.5) { // nor is NaN
+		errs = append(errs, inPlugin("io.containerd.gc.v1.scheduler", "pause_threshold", "%v is not between 0 and 0.5", t))
 	}
 	if tcp := p.GRPCTCP; (tcp.TLSCert == "") != (tcp.TLSKey == "") {
-		return inPlugin(pluginTCP, "tls_cert", "tls_cert and tls_key go together; only one is given")
+		errs = append(errs, inPlugin(pluginTCP, "tls_cert", "tls_cert and tls_key go together; only one is given"))
 	} else if tcp.TLSCert == "" && (tcp.TLSCA != "" || tcp.TLSName != "") {
-		return inPlugin(pluginTCP, "tls_ca", "clients can be told apart only with TLS: give tls_cert and tls_key too")
+		errs = append(errs, inPlugin(pluginTCP, "tls_ca", "clients can be told apart only with TLS: give tls_cert and tls_key too"))
 	}
 	for _, n := range []struct {
 		plugin, key string
@@ -319,11 +321,11 @@ func (p *Plugins) check() error {
 		{"io.containerd.transfer.v1.local", "concurrent_layer_fetch_buffer", p.Transfer.ConcurrentLayerFetchBuffer},
 	} {
 		if n.value < 0 {
-			return inPlugin(n.plugin, n.key, "%d is less than nothing", n.value)
+			errs = append(errs, inPlugin(n.plugin, n.key, "%d is less than nothing", n.value))
 		}
 	}
 	if slices.Contains(p.ShimManager.Env, "") {
-		return inPlugin(pluginShims, "env", "there is an empty entry; each is KEY=value")
+		errs = append(errs, inPlugin(pluginShims, "env", "there is an empty entry; each is KEY=value"))
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 
@@ -66,15 +67,26 @@ func (d *Daemon) openDiffers(ctx context.Context) error {
 }
 
 // walking is the differ that works file by file, with the stream processors of
-// the configuration.
+// the newest configuration.
 func (d *Daemon) walking(store content.Store) *diff.Walking {
-	configured := d.cfg.StreamProcessors
+	configured := d.live.Load().StreamProcessors
 	processors := make([]diff.Processor, 0, len(configured))
 	for _, id := range slices.Sorted(maps.Keys(configured)) {
 		p := configured[id]
 		processors = append(processors, diff.Processor{ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env})
 	}
 	return diff.NewWalking(store, processors...)
+}
+
+// unpacker unpacks for transfers, each layer with the stream processors that
+// are configured then.
+type unpacker struct {
+	*diff.Walking
+	d *Daemon
+}
+
+func (u unpacker) Unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool) (diff.Unpacked, error) {
+	return u.d.walking(u.d.content).Unpack(ctx, mediaType, r, mounts, apart)
 }
 
 // hasDiffer checks a name of the configuration; the empty one is the walking
@@ -110,7 +122,9 @@ func (d *Daemon) unpackApplier(namespace, lease string) diff.Applier {
 	return d.differs[d.unpackDiffer](grpcapi.Scope{Namespace: namespace, Lease: lease})
 }
 
-// noDiffer is the differ of a configuration that names one that is not there.
+// noDiffer says what is missing.
+//
+// Differs from containerd: there the whole service is. It is the differ of a configuration that names one that is not there.
 type noDiffer struct{ err error }
 
 func (n noDiffer) Apply(context.Context, ispec.Descriptor, []object.Mount, diff.ApplyOptions) (ispec.Descriptor, error) {

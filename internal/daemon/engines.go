@@ -70,7 +70,7 @@ func (d *Daemon) openTransfer(context.Context) error {
 		d.unpackDiffer = differ
 		d.transfer = transfer.New(transfer.Options{
 			Scope:        d.scope,
-			Differ:       d.walking(d.content),
+			Differ:       unpacker{d.walking(d.content), d},
 			Snapshotter:  name,
 			MaxDownloads: t.MaxConcurrentDownloads,
 			MaxUploads:   t.MaxConcurrentUploadedLayers,

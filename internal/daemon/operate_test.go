@@ -105,6 +105,7 @@ func TestReload(t *testing.T) {
 	changed.Plugins.GC.DeletionThreshold = 7
 	changed.Plugins.Transfer.ConfigPath = "/hosts"
 	changed.Timeouts = map[string]config.Duration{config.TimeoutTaskState: config.Duration(9 * time.Second)}
+	changed.StreamProcessors = map[string]config.StreamProcessor{"upper": {Accepts: []string{"a"}, Returns: "b", Path: "tr"}}
 	changed.OOMScore = 5
 	changed.Debug.Format = "json"
 	now, later := r.Reload(&changed)

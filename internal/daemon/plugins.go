@@ -149,6 +149,7 @@ func services() []grpcapi.Plugin {
 		remote("streaming", "io.containerd.streaming.v1"),
 		remote("tasks", service),
 		remote("transfer", "io.containerd.transfer.v1", "io.containerd.streaming.v1"),
+		{Type: "io.containerd.warning.v1", ID: "deprecations"},
 		remote("version"),
 		remote("healthcheck"),
 	}

@@ -18,6 +18,7 @@ func reloadable() []string {
 		"debug.level",
 		"imports",
 		"timeouts.",
+		"stream_processors.",
 		"plugins.'io.containerd.gc.v1.scheduler'.",
 		"plugins.'io.containerd.transfer.v1.local'.config_path",
 		"plugins.'io.containerd.transfer.v1.local'.concurrent_layer_fetch_buffer",

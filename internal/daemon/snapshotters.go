@@ -79,15 +79,13 @@ func openErofs(root string, c config.Erofs) (snapshot.Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("default_size: %w", err)
 	}
-	if len(c.LayerContentCaches) > 0 {
-		return nil, fmt.Errorf("layer_content_caches: layers are not taken from caches: %w", errdefs.ErrUnavailable)
-	}
 	return orNil(erofs.New(root, erofs.Options{
 		OverlayOptions: c.OvlOptions,
 		Verity:         c.EnableFsverity,
 		Immutable:      c.SetImmutable,
 		DefaultSize:    size,
 		DMVerity:       c.DmverityMode,
+		Caches:         c.LayerContentCaches,
 	}))
 }
 

@@ -66,7 +66,8 @@ type Unpacker interface {
 	// that mounts are those of a snapshot without its parents (see
 	// snapshot.CommitOptions): whiteouts are then kept as the snapshotter wants
 	// them, not carried out. A failure leaves a partial tree for the caller to
-	// remove with the snapshot.
+	// remove with the snapshot. Where the mounts are read-only the snapshotter
+	// had the layer already: then it is only read.
 	Unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool) (Unpacked, error)
 
 	// FixImplied gives the implied directories of a layer that was unpacked

@@ -38,6 +38,7 @@ type Processor struct {
 }
 
 const (
+	// Differs from containerd: there a program may hang for ever.
 	defaultStall = 2 * time.Minute
 	// maxChain bounds programs that hand a layer round in a circle.
 	maxChain = 16
@@ -152,7 +153,8 @@ func startChain(ctx context.Context, chain []Processor, r io.Reader, payloads ma
 			s.stall = min(s.stall, p.Stall)
 		}
 	}
-	s.watch = time.AfterFunc(s.stall, s.check)
+	s.watch = time.AfterFunc(time.Hour, s.check)
+	s.watch.Reset(s.stall) // not before check can see it
 	return s, nil
 }
 

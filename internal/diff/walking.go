@@ -14,6 +14,7 @@ import (
 	"berth/internal/mount"
 	"berth/internal/object"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,9 @@ func NewWalking(store content.Store, processors ...Processor) *Walking {
 
 // Apply is Applier.Apply.
 func (w *Walking) Apply(ctx context.Context, desc ispec.Descriptor, mounts []object.Mount, opts ApplyOptions) (ispec.Descriptor, error) {
+	if isReadOnly(mounts) {
+		return ispec.Descriptor{}, fmt.Errorf("apply layer %s: the mounts are read-only: %w", desc.Digest, errdefs.ErrFailedPrecondition)
+	}
 	blob, err := w.store.ReaderAt(ctx, desc)
 	if err != nil {
 		return ispec.Descriptor{}, fmt.Errorf("apply layer %s: %w", desc.Digest, err)
@@ -66,6 +70,9 @@ func (w *Walking) unpack(ctx context.Context, mediaType string, r io.Reader, mou
 		return un, err
 	}
 	defer layer.Close()
+	if isReadOnly(mounts) { // a snapshotter that had the layer already
+		return un, un.verify(layer, r)
+	}
 	err = withPlace(ctx, mounts, apart, func(p place) error {
 		applied, err := un.read(ctx, layer, p)
 		if err != nil {
@@ -87,6 +94,23 @@ func (w *Walking) unpack(ctx context.Context, mediaType string, r io.Reader, mou
 		err = p.explain(err)
 	}
 	return un, err
+}
+
+// isReadOnly tells whether the mounts of an active snapshot are: then its
+// layer is there.
+func isReadOnly(mounts []object.Mount) bool {
+	return len(mounts) > 0 && slices.Contains(mounts[len(mounts)-1].Options, "ro")
+}
+
+// verify takes layer, and what it is decoded from, to the end without writing.
+func (un *Unpacked) verify(layer, r io.Reader) (err error) {
+	hash := sha256.New()
+	if un.Size, err = io.Copy(hash, layer); err != nil {
+		return err
+	}
+	un.DiffID = digest.NewDigest(digest.SHA256, hash)
+	_, err = io.Copy(io.Discard, r)
+	return err
 }
 
 // read takes layer to its end: through the archive, and past it, for the diff

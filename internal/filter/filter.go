@@ -5,12 +5,13 @@
 //	path      = part { "." part }
 //	part      = name | quoted                      name: letters, digits and "_"
 //	operator  = "==" | "!=" | "~="                 "~=" matches a regular expression (RE2)
-//	value     = word | quoted                      word: up to the next comma or space
+//	value     = word | quoted                      word: up to the next comma or space; begins with
+//	                                               none of . , = ! ~ / | "
 //	quoted    = a Go string literal in "double quotes"; the value of "~=" may
 //	            also be quoted in /slashes/ or |bars|, with the same escapes
 //
-// Examples: name==foo, labels."a.b/c"!=x, id~=^web-, labels.team. Spaces
-// between the tokens do not count. Several filters given together match when
+// Examples: name==foo, labels."a.b/c"!=x, id~=^web-, labels.team. Spaces may
+// stand before a name, an operator and a value, nowhere else. Several filters given together match when
 // any of them does; an empty filter matches everything.
 //
 // A field that is absent has the empty value: it satisfies != any other value

@@ -30,7 +30,6 @@ func parse(text string) (allOf, error) {
 			return nil, err
 		}
 		selectors = append(selectors, s)
-		p.skipSpace()
 		if p.pos == len(p.text) {
 			return selectors, nil
 		}
@@ -48,7 +47,7 @@ func (p *parser) checkText() error {
 		if r == 0 {
 			return p.fail(i, "NUL is not allowed")
 		}
-		if r == utf8.RuneError && !strings.HasPrefix(p.text[i:], "\uFFFD") {
+		if r == utf8.RuneError { // Compat: U+FFFD itself too
 			return p.fail(i, "not valid UTF-8")
 		}
 	}
@@ -61,10 +60,10 @@ func (p *parser) selector() (selector, error) {
 		return selector{}, err
 	}
 	s := selector{path: path}
-	p.skipSpace()
 	if p.pos == len(p.text) || p.text[p.pos] == ',' {
 		return s, nil
 	}
+	p.skipSpace()
 	if s.op, err = p.operator(); err != nil {
 		return selector{}, err
 	}
@@ -91,7 +90,6 @@ func (p *parser) path() ([]string, error) {
 			return nil, err
 		}
 		path = append(path, part)
-		p.skipSpace()
 		if p.pos == len(p.text) || p.text[p.pos] != '.' {
 			return path, nil
 		}
@@ -127,7 +125,7 @@ func (p *parser) operator() (operator, error) {
 	case "~=":
 		return matches, nil
 	case "":
-		return 0, p.fail(start, `expected an operator (==, !=, ~=), a comma or the end`)
+		return 0, p.fail(start, `expected an operator (==, !=, ~=)`)
 	default:
 		return 0, p.fail(start, "unknown operator %s; there are ==, != and ~=", op)
 	}
@@ -147,14 +145,17 @@ func (p *parser) value(op operator) (string, error) {
 		return p.quoted()
 	case ',':
 		return "", p.fail(p.pos, `expected a value; the empty one is written ""`)
+	case '.', '=', '!', '~':
+		return "", p.fail(p.pos, `a value that begins with %c must be in double quotes`, c)
 	}
 	rest := p.text[p.pos:]
-	end := strings.IndexFunc(rest, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+	_, first := utf8.DecodeRuneInString(rest)
+	end := strings.IndexFunc(rest[first:], func(r rune) bool { return r == ',' || unicode.IsSpace(r) || !unicode.IsGraphic(r) })
 	if end < 0 {
-		end = len(rest)
+		end = len(rest) - first
 	}
-	p.pos += end
-	return rest[:end], nil
+	p.pos += first + end
+	return rest[:first+end], nil
 }
 
 // quoted reads a literal that ends with the character it begins with.

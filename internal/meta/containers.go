@@ -60,10 +60,7 @@ func (c Containers) Create(ctx context.Context, ctr object.Container) (object.Co
 // everything that may change, and then the snapshotter and the runtime's name
 // must be those of the record: errdefs.ErrInvalidArgument otherwise.
 func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths ...string) (updated object.Container, err error) {
-	if err := checkIdentifier("container ID", ctr.ID); err != nil {
-		return updated, err
-	}
-	all := len(fieldpaths) == 0
+	all, cleared := len(fieldpaths) == 0, false
 	if all {
 		fieldpaths = []string{keyLabels, keySpec, keyExtensions, keyImage, "snapshotkey"}
 	}
@@ -71,24 +68,26 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 		if updated, err = containerKind().in(tx, c.scope, ctr.ID); err != nil {
 			return err
 		}
+		cleared = false
 		if all && updated.Snapshotter != ctr.Snapshotter {
 			return invalid("container %s: the snapshotter is %q and cannot be changed to %q", ctr.ID, updated.Snapshotter, ctr.Snapshotter)
 		}
 		if all && updated.Runtime.Name != ctr.Runtime.Name {
 			return invalid("container %s: the runtime is %q and cannot be changed to %q", ctr.ID, updated.Runtime.Name, ctr.Runtime.Name)
 		}
-		removed := false
-		if err := (fieldMask{"container " + ctr.ID, fieldpaths}).apply(func(field, key string) bool {
+		if err := (fieldMask{"container " + ctr.ID, fieldpaths}).apply(func(field string, e entry) bool {
 			switch {
 			case field == keyLabels:
-				updated.Labels = mergeLabels(updated.Labels, ctr.Labels, key)
+				updated.Labels = mergeLabels(updated.Labels, ctr.Labels, e)
 			case field == keyExtensions:
-				updated.Extensions = merge(updated.Extensions, ctr.Extensions, key)
-			case key != "":
+				updated.Extensions = merge(updated.Extensions, ctr.Extensions, e)
+			case e.one:
 				return false
 			case field == keySpec:
-				removed = updated.Spec != nil && ctr.Spec == nil
-				updated.Spec = ctr.Spec
+				// Compat: no spec leaves the one that is recorded, and is answered.
+				if cleared = ctr.Spec == nil; !cleared {
+					updated.Spec = ctr.Spec
+				}
 			case field == keyImage:
 				updated.Image = ctr.Image
 			case field == "snapshotkey":
@@ -100,16 +99,19 @@ func (c Containers) Update(ctx context.Context, ctr object.Container, fieldpaths
 		}); err != nil {
 			return err
 		}
-		if removed {
-			return invalid("container %s: the spec can be changed, not removed", ctr.ID)
-		}
 		if err := c.check(&updated); err != nil {
 			return err
+		}
+		if updated.Spec == nil && !cleared {
+			return invalid("container %s has no spec, and an update must give it one", ctr.ID)
 		}
 		updated.UpdatedAt = c.scope.db.now()
 		return c.put(inNamespace(tx, c.scope.namespace, keyContainers, ctr.ID), updated)
 	}); err != nil {
 		return object.Container{}, err
+	}
+	if cleared {
+		updated.Spec = nil
 	}
 	c.scope.publish(ctx, events.ContainerUpdate(updated))
 	return updated, nil
@@ -126,6 +128,9 @@ func (c Containers) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
+// check refuses what no container may be.
+//
+// Compat: one without a spec may be recorded; whoever makes a task of it needs one.
 func (c Containers) check(ctr *object.Container) error {
 	if err := c.scope.check(); err != nil {
 		return err

@@ -38,6 +38,7 @@ func (i Images) Create(ctx context.Context, img object.Image) (object.Image, err
 		return object.Image{}, err
 	}
 	img.Labels = withoutEmpty(img.Labels)
+	img.Target.Annotations = withoutEmpty(img.Target.Annotations)
 	if err := i.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		all, err := ensureInNamespace(tx, i.scope.namespace, keyImages)
 		if err != nil {
@@ -70,14 +71,15 @@ func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...stri
 		if updated, err = imageKind().in(tx, i.scope, img.Name); err != nil {
 			return err
 		}
-		if err := (fieldMask{"image " + img.Name, fieldpaths}).apply(func(field, key string) bool {
+		if err := (fieldMask{"image " + img.Name, fieldpaths}).apply(func(field string, e entry) bool {
 			switch {
 			case field == keyLabels:
-				updated.Labels = mergeLabels(updated.Labels, img.Labels, key)
-			case field == keyTarget && key == "":
+				updated.Labels = mergeLabels(updated.Labels, img.Labels, e)
+			case field == keyTarget && !e.one:
 				updated.Target = img.Target
+				updated.Target.Annotations = withoutEmpty(img.Target.Annotations)
 			case field == keyAnnotations:
-				updated.Target.Annotations = mergeLabels(updated.Target.Annotations, img.Target.Annotations, key)
+				updated.Target.Annotations = mergeLabels(updated.Target.Annotations, img.Target.Annotations, e)
 			default:
 				return false
 			}

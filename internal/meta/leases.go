@@ -79,14 +79,20 @@ func (l Leases) Delete(ctx context.Context, id string, sync bool) error {
 // are those of object.Resource and "images". errdefs.ErrNotFound when there is
 // no such lease, errdefs.ErrNotImplemented for a type that is not known.
 func (l Leases) AddResource(ctx context.Context, id string, r object.Resource) error {
-	path, n, err := l.parse(r)
-	if err != nil {
-		return err
-	}
 	return l.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		lease := inNamespace(tx, l.scope.namespace, keyLeases, id)
 		if lease == nil {
 			return notFound("lease", id)
+		}
+		path, n, err := l.parse(r)
+		if err != nil {
+			return err
+		}
+		if err := checkName("ID of the "+r.Type+" resource", r.ID); err != nil {
+			return err
+		}
+		if path[len(path)-1] == "" {
+			return invalid("resource type %q names no snapshotter", r.Type)
 		}
 		l.scope.db.touch(n)
 		b, err := ensure(lease, path...)
@@ -100,14 +106,14 @@ func (l Leases) AddResource(ctx context.Context, id string, r object.Resource) e
 // DeleteResource makes the lease let a resource go; it is no error when it did
 // not hold it. errdefs.ErrNotFound when there is no such lease.
 func (l Leases) DeleteResource(ctx context.Context, id string, r object.Resource) error {
-	path, _, err := l.parse(r)
-	if err != nil {
-		return err
-	}
 	return l.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
 		lease := inNamespace(tx, l.scope.namespace, keyLeases, id)
 		if lease == nil {
 			return notFound("lease", id)
+		}
+		path, _, err := l.parse(r)
+		if err != nil {
+			return err
 		}
 		if b := sub(lease, path...); b != nil {
 			return b.Delete([]byte(r.ID))
@@ -155,12 +161,9 @@ func forEachHeld(lease *bolt.Bucket, fn func(typ, id string)) {
 func (l Leases) parse(r object.Resource) ([]string, node, error) {
 	typ, snapshotter, below := strings.Cut(r.Type, "/")
 	n := node{ns: l.scope.namespace, key: r.ID}
-	if err := checkName("ID of the "+r.Type+" resource", r.ID); err != nil {
-		return nil, n, err
-	}
 	switch {
 	case typ == keySnapshots:
-		if snapshotter == "" || strings.Contains(snapshotter, "/") {
+		if !below || strings.Contains(snapshotter, "/") {
 			return nil, n, invalid("resource type %q must be snapshots/<snapshotter>", r.Type)
 		}
 		n.kind, n.key = kindSnapshot, snapshotter+"/"+r.ID
@@ -186,13 +189,7 @@ func (l Leases) check(lease object.Lease) error {
 	if err := l.scope.check(); err != nil {
 		return err
 	}
-	if err := checkName("lease ID", lease.ID); err != nil {
-		return err
-	}
-	if err := checkLabels(lease.Labels); err != nil {
-		return fmt.Errorf("lease %s: %w", lease.ID, err)
-	}
-	return nil
+	return checkName("lease ID", lease.ID) // Compat: labels are of any length
 }
 
 // hold adds a resource to the lease of the scope, if it has one;

@@ -136,6 +136,11 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 	if db.log == nil {
 		db.log = slog.New(slog.DiscardHandler)
 	}
+	for name, b := range opts.Snapshotters {
+		if r, ok := b.(snapshot.Rescuer); ok && r.Rescued() != nil {
+			db.log.Error("the records of a snapshotter were damaged", "snapshotter", name, "error", r.Rescued())
+		}
+	}
 	gc := DefaultGC()
 	if opts.GC != nil {
 		gc = *opts.GC

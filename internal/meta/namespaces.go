@@ -33,7 +33,19 @@ func (n Namespaces) Create(ctx context.Context, ns object.Namespace) error {
 		if err != nil {
 			return err
 		}
-		return putMap(b, keyLabels, ns.Labels)
+		labels, err := ensure(b, keyLabels)
+		if err != nil {
+			return err
+		}
+		for k, v := range ns.Labels { // Compat: those without a value too
+			if k == "" {
+				return invalid("namespace %s: the label value %.64q has no key", ns.Name, v)
+			}
+			if err := putString(labels, k, v); err != nil {
+				return err
+			}
+		}
+		return nil
 	}); err != nil {
 		return err
 	}
@@ -41,14 +53,13 @@ func (n Namespaces) Create(ctx context.Context, ns object.Namespace) error {
 	return nil
 }
 
-// Get returns a namespace; errdefs.ErrNotFound.
+// Get returns a namespace.
+//
+// Compat: one that does not exist has no labels; it is no error. A namespace comes
+// into being with what is made in it, and clients ask for its labels before.
 func (n Namespaces) Get(ctx context.Context, name string) (ns object.Namespace, err error) {
 	err = n.db.view(ctx, func(tx *bolt.Tx) error {
-		b := inNamespace(tx, name)
-		if b == nil {
-			return notFound("namespace", name)
-		}
-		ns = object.Namespace{Name: name, Labels: getMap(b, keyLabels)}
+		ns = object.Namespace{Name: name, Labels: getMap(inNamespace(tx, name), keyLabels)}
 		return nil
 	})
 	return ns, err
@@ -65,28 +76,39 @@ func (n Namespaces) List(ctx context.Context) (all []object.Namespace, err error
 	return all, err
 }
 
-// Update sets the labels at the field paths ("labels", "labels.<key>"; none
-// means all). An empty value removes a label.
-//
-// Differs from containerd: updating a namespace that does not exist is
-// errdefs.ErrNotFound, where containerd makes it.
+// Update sets the labels at the field paths ("labels.<key>"; none means all
+// labels). An empty value removes a label. A namespace that does not exist is made
+// when there is a label to set.
 func (n Namespaces) Update(ctx context.Context, ns object.Namespace, fieldpaths ...string) (updated object.Namespace, err error) {
-	if err := checkLabels(ns.Labels); err != nil {
-		return updated, fmt.Errorf("namespace %s: %w", ns.Name, err)
-	}
-	if len(fieldpaths) == 0 {
-		fieldpaths = []string{keyLabels}
+	if err := checkNamespace(ns.Name); err != nil {
+		return updated, err
 	}
 	if err := n.db.update(ctx, func(tx *bolt.Tx) error {
-		b := inNamespace(tx, ns.Name)
-		if b == nil {
-			return notFound("namespace", ns.Name)
+		labels := getMap(inNamespace(tx, ns.Name), keyLabels)
+		if len(fieldpaths) == 0 {
+			labels = withoutEmpty(ns.Labels)
 		}
-		updated = object.Namespace{Name: ns.Name, Labels: getMap(b, keyLabels)}
-		if err := updateLabels("namespace "+ns.Name, &updated.Labels, ns.Labels, fieldpaths); err != nil {
+		if err := (fieldMask{"namespace " + ns.Name, fieldpaths}).apply(func(field string, e entry) bool {
+			if field != keyLabels || !e.one {
+				return false
+			}
+			labels = mergeLabels(labels, ns.Labels, e)
+			return true
+		}); err != nil {
 			return err
 		}
-		return putMap(b, keyLabels, updated.Labels)
+		if err := checkLabels(labels); err != nil {
+			return fmt.Errorf("namespace %s: %w", ns.Name, err)
+		}
+		updated = object.Namespace{Name: ns.Name, Labels: labels}
+		if len(fieldpaths) == 0 && len(ns.Labels) == 0 && inNamespace(tx, ns.Name) == nil {
+			return nil
+		}
+		b, err := ensureInNamespace(tx, ns.Name)
+		if err != nil {
+			return err
+		}
+		return putMap(b, keyLabels, labels)
 	}); err != nil {
 		return object.Namespace{}, err
 	}
@@ -151,11 +173,11 @@ func checkNamespace(name string) error {
 
 // updateLabels applies field paths to an object of which only labels may change.
 func updateLabels(what string, labels *map[string]string, update map[string]string, fieldpaths []string) error {
-	return fieldMask{what, fieldpaths}.apply(func(field, key string) bool {
+	return fieldMask{what, fieldpaths}.apply(func(field string, e entry) bool {
 		if field != keyLabels {
 			return false
 		}
-		*labels = mergeLabels(*labels, update, key)
+		*labels = mergeLabels(*labels, update, e)
 		return true
 	})
 }

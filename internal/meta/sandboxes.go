@@ -2,7 +2,6 @@ package meta
 
 import (
 	"context"
-	"fmt"
 
 	"berth/internal/filter"
 	"berth/internal/object"
@@ -57,9 +56,6 @@ func (s Sandboxes) Create(ctx context.Context, sb object.Sandbox) (object.Sandbo
 // "extensions.<name>", "spec", "runtime"); none means all of them, and then the
 // runtime's name must be that of the record: errdefs.ErrInvalidArgument otherwise.
 func (s Sandboxes) Update(ctx context.Context, sb object.Sandbox, fieldpaths ...string) (updated object.Sandbox, err error) {
-	if err := checkIdentifier("sandbox ID", sb.ID); err != nil {
-		return updated, err
-	}
 	all := len(fieldpaths) == 0
 	if all {
 		fieldpaths = []string{keyLabels, keyExtensions, keySpec, keyRuntime}
@@ -71,13 +67,13 @@ func (s Sandboxes) Update(ctx context.Context, sb object.Sandbox, fieldpaths ...
 		if all && updated.Runtime.Name != sb.Runtime.Name {
 			return invalid("sandbox %s: the runtime is %q and cannot be changed to %q", sb.ID, updated.Runtime.Name, sb.Runtime.Name)
 		}
-		if err := (fieldMask{"sandbox " + sb.ID, fieldpaths}).apply(func(field, key string) bool {
+		if err := (fieldMask{"sandbox " + sb.ID, fieldpaths}).apply(func(field string, e entry) bool {
 			switch {
 			case field == keyLabels:
-				updated.Labels = mergeLabels(updated.Labels, sb.Labels, key)
+				updated.Labels = mergeLabels(updated.Labels, sb.Labels, e)
 			case field == keyExtensions:
-				updated.Extensions = merge(updated.Extensions, sb.Extensions, key)
-			case key != "":
+				updated.Extensions = merge(updated.Extensions, sb.Extensions, e)
+			case e.one:
 				return false
 			case field == keySpec:
 				updated.Spec = sb.Spec
@@ -112,16 +108,7 @@ func (s Sandboxes) check(sb *object.Sandbox) error {
 	if err := s.scope.check(); err != nil {
 		return err
 	}
-	if err := checkIdentifier("sandbox ID", sb.ID); err != nil {
-		return err
-	}
-	if err := checkLabels(sb.Labels); err != nil {
-		return fmt.Errorf("sandbox %s: %w", sb.ID, err)
-	}
-	if _, ok := sb.Extensions[""]; ok {
-		return invalid("sandbox %s: extension without a name", sb.ID)
-	}
-	return nil
+	return checkIdentifier("sandbox ID", sb.ID) // Compat: labels are of any length
 }
 
 func (s Sandboxes) put(b *bolt.Bucket, sb object.Sandbox) error {

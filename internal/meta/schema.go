@@ -298,6 +298,9 @@ func putMap(b *bolt.Bucket, key string, m map[string]string) error {
 		if v == "" {
 			continue
 		}
+		if k == "" {
+			return invalid("%s: the value %.64q has no key", key, v)
+		}
 		if mb == nil {
 			var err error
 			if mb, err = b.CreateBucket([]byte(key)); err != nil {
@@ -363,6 +366,9 @@ func putExtensions(b *bolt.Bucket, m map[string]object.Any) error {
 		return err
 	}
 	for name, a := range m {
+		if name == "" {
+			return invalid("there is an extension without a name")
+		}
 		if err := putAny(eb, name, &a); err != nil {
 			return fmt.Errorf("extension %q: %w", name, err)
 		}

@@ -63,11 +63,9 @@ func checkName(kind, s string) error {
 	return nil
 }
 
+// checkLabels bounds labels. That each has a key is found when they are written.
 func checkLabels(labels map[string]string) error {
 	for k, v := range labels {
-		if k == "" {
-			return invalid("label with the value %.64q has no key", v)
-		}
 		if n := len(k) + len(v); n > maxLabel {
 			return invalid("label %.64q takes %d bytes with its value, %d are allowed", k, n, maxLabel)
 		}
@@ -82,44 +80,51 @@ type fieldMask struct {
 	paths []string
 }
 
+// entry is what a field path names of a map: all of it, or one key, which may be
+// empty and may contain dots.
+type entry struct {
+	one bool
+	key string
+}
+
 // apply calls set for every path. A path below one of the maps is split into
-// the map's name and the key, which may itself contain dots.
-func (m fieldMask) apply(set func(field, key string) bool) error {
+// the map's name and the entry.
+func (m fieldMask) apply(set func(field string, e entry) bool) error {
 	for _, path := range m.paths {
-		field, key, _ := strings.Cut(path, ".")
-		if strings.HasSuffix(path, ".") || !set(field, key) {
+		field, key, one := strings.Cut(path, ".")
+		if !set(field, entry{one, key}) {
 			return invalid("field %q of %s cannot be updated", path, m.what)
 		}
 	}
 	return nil
 }
 
-// merge returns the map that an update leaves: all of update, or with a key
-// only that entry of it. The arguments are not changed.
-func merge[V any](current, update map[string]V, key string) map[string]V {
-	if key == "" {
+// merge returns the map that an update leaves: all of update, or one entry of
+// it over current. The arguments are not changed.
+//
+// Compat: an entry that update lacks becomes an empty one.
+func merge[V any](current, update map[string]V, e entry) map[string]V {
+	if !e.one {
 		return maps.Clone(update)
 	}
 	merged := maps.Clone(current)
-	if v, ok := update[key]; ok {
-		if merged == nil {
-			merged = map[string]V{}
-		}
-		merged[key] = v
-	} else {
-		delete(merged, key)
+	if merged == nil {
+		merged = map[string]V{}
 	}
+	merged[e.key] = update[e.key]
 	return merged
 }
 
 // mergeLabels is merge for labels, where an empty value removes.
-func mergeLabels(current, update map[string]string, key string) map[string]string {
-	merged := merge(current, update, key)
+func mergeLabels(current, update map[string]string, e entry) map[string]string {
+	merged := merge(current, update, e)
 	maps.DeleteFunc(merged, func(_, v string) bool { return v == "" })
 	return merged
 }
 
-func withoutEmpty(labels map[string]string) map[string]string { return mergeLabels(nil, labels, "") }
+func withoutEmpty(labels map[string]string) map[string]string {
+	return mergeLabels(nil, labels, entry{})
+}
 
 func checkRuntime(kind string, r object.Runtime) error {
 	if r.Name == "" {

@@ -31,8 +31,9 @@ func (t transformer) mkfs(ctx context.Context, m *object.Mount) error {
 	if _, err := root.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// Under another name until it is whole: a crash leaves a file that goes
-	// with the directory it is in, never an image that cannot be mounted.
+	// Differs from containerd: under another name until it is whole. A crash
+	// leaves a file that goes with the directory it is in, never an image that
+	// cannot be mounted.
 	draft := path + ".mkfs-" + rand.Text()
 	if err := spec.make(ctx, root, draft); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", m.Source, err), root.Remove(draft))
@@ -120,12 +121,12 @@ func (n newFilesystem) make(ctx context.Context, root *os.Root, path string) err
 // "2GiB". errdefs.ErrInvalidArgument otherwise.
 func ParseSize(s string) (int64, error) {
 	bad := fmt.Errorf("size %q: want a number and a unit such as 64M: %w", s, errdefs.ErrInvalidArgument)
-	unit := strings.ToLower(strings.TrimLeft(s, "0123456789."))
+	unit := strings.TrimLeft(s, "0123456789.")
 	number, err := strconv.ParseFloat(s[:len(s)-len(unit)], 64)
 	if err != nil || number < 0 {
 		return 0, bad
 	}
-	unit = strings.TrimSpace(unit)
+	unit = strings.ToLower(strings.TrimSpace(unit))
 	if unit != "b" && unit != "" {
 		unit = strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")
 		shift := strings.Index("kmgtp", unit)

@@ -140,7 +140,7 @@ func contentRange(s string) (first, total int64, ok bool) {
 		return first, -1, true
 	}
 	total, err = strconv.ParseInt(tot, 10, 64)
-	return first, total, err == nil
+	return first, total, err == nil && total >= 0
 }
 
 func (b *blob) Read(p []byte) (int, error) {

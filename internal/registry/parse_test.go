@@ -78,3 +78,14 @@ func FuzzReference(f *testing.F) {
 		}
 	})
 }
+
+func FuzzContentRange(f *testing.F) {
+	f.Add("bytes 5-9/10")
+	f.Add("bytes 0-0/*")
+	f.Add("bytes 0-0/-5")
+	f.Fuzz(func(t *testing.T, s string) {
+		if first, total, ok := contentRange(s); ok && (first < 0 || total < -1) {
+			t.Errorf("%q: %d of %d", s, first, total)
+		}
+	})
+}

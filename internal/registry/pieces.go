@@ -18,7 +18,7 @@ const (
 	// trial is how much is read, at least, before the rate is judged; slowRate,
 	// in bytes per second, is what a connection is slow below.
 	trial    = 2 << 20
-	slowRate = 48 << 20
+	slowRate = 24 << 20
 )
 
 // pieces reads a blob over several connections. It is the reader of one

@@ -15,10 +15,15 @@
 // Liveness: a connection on which nothing moves for StallTimeout is given up,
 // and a blob goes on where it stopped, on a new connection, with a range
 // request. Answers 429 and 5xx are asked again after a pause that grows, or
-// that the server names, within bounds.
+// that the server names, within bounds; where another host can stand in, it is
+// asked instead. A Network remembers for all remotes which hosts are silent, so
+// that a dead mirror is waited for once.
 //
-// Locks: host.mu and authorizer.mu guard small caches and are never held over
-// a request, except that one goroutine at a time asks for a token.
+// Large blobs over slow connections are fetched in pieces, several at a time;
+// Network bounds the memory of all of them together.
+//
+// Locks: Network.mu, Remote.mu and authorizer.mu guard small caches and are
+// never held over a request, except that one goroutine at a time asks for a token.
 package registry
 
 import (

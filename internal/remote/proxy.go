@@ -23,6 +23,8 @@ import (
 )
 
 // How long a proxy may take for an answer.
+//
+// Differs from containerd: there it may take for ever.
 const (
 	// probeTimeout is for one that has not answered yet, or not last time.
 	probeTimeout = 5 * time.Second

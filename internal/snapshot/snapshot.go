@@ -85,6 +85,12 @@ type Syncer interface {
 	Sync(ctx context.Context) error
 }
 
+// Rescuer is a snapshotter that mends its records when it is opened.
+type Rescuer interface {
+	// Rescued tells what was wrong and what became of it; nil when nothing was.
+	Rescued() error
+}
+
 // Backend is a snapshotter as the daemon runs it.
 type Backend interface {
 	Snapshotter

@@ -14,8 +14,9 @@
 // lease has gone. What a crash leaves besides is uncommitted snapshots under
 // keys that begin with "extract-"; they are held by the lease alone.
 //
-// Locks: Service.locks holds one lock for each blob and each chain ID in work,
-// so that transfers of the same content share it instead of doing it twice. A
+// Locks: Service.locks holds one lock for each blob (whatever the namespace, for
+// their bytes are shared) and each chain ID in work, so that transfers of the
+// same content share it instead of doing it twice. A
 // transfer takes the lock of a chain ID before that of the blob. While it holds
 // the one of a chain ID it waits only for its own layers further down, and it
 // holds none of its download slots while it waits for one. Who holds the lock

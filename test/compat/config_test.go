@@ -31,8 +31,8 @@ func configOf(t *testing.T, bin string, args ...string) map[string]any {
 	return m
 }
 
-// differences lists the keys of which two configurations think differently.
-func unlike(theirs, ours any, key string) []string {
+// configDiffs lists the keys of which two configurations think differently.
+func configDiffs(theirs, ours any, key string) []string {
 	a, isA := theirs.(map[string]any)
 	b, isB := ours.(map[string]any)
 	if !isA || !isB {
@@ -45,22 +45,22 @@ func unlike(theirs, ours any, key string) []string {
 	maps.Copy(all, b)
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, unlike(a[k], b[k], strings.TrimPrefix(key+"/"+k, "/"))...)
+		out = append(out, configDiffs(a[k], b[k], strings.TrimPrefix(key+"/"+k, "/"))...)
 	}
 	return out
 }
 
-// onPurpose are keys whose values differ, as docs/differences.md says.
-var onPurpose = []string{
+// configOnPurpose are keys whose values differ, as docs/differences.md says.
+var configOnPurpose = []string{
 	"plugins/io.containerd.transfer.v1.local/max_concurrent_downloads: 3 there, 0 here",
 	"plugins/io.containerd.transfer.v1.local/max_concurrent_unpacks: 1 there, 0 here",
 	"timeouts/io.containerd.timeout.shim.cleanup: 5s there, 10s here",
 }
 
-func compare(t *testing.T, theirs, ours map[string]any, known ...string) {
+func compareConfigs(t *testing.T, theirs, ours map[string]any, known ...string) {
 	t.Helper()
-	for _, d := range unlike(theirs, ours, "") {
-		if !slices.Contains(onPurpose, d) && !slices.Contains(known, d) {
+	for _, d := range configDiffs(theirs, ours, "") {
+		if !slices.Contains(configOnPurpose, d) && !slices.Contains(known, d) {
 			t.Error(d)
 		}
 	}
@@ -69,7 +69,7 @@ func compare(t *testing.T, theirs, ours map[string]any, known ...string) {
 // TestDefaultConfig: the same keys with the same values, and their daemon
 // takes our file for its own.
 func TestDefaultConfig(t *testing.T) {
-	compare(t, configOf(t, peerBin, "config", "default"), configOf(t, oursBin, "config", "default"))
+	compareConfigs(t, configOf(t, peerBin, "config", "default"), configOf(t, oursBin, "config", "default"))
 	out, err := exec.Command(filepath.Join(oursBin, "containerd"), "config", "default").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestMigrate(t *testing.T) {
 			// A migrating daemon of theirs follows imports and lists what they import.
 			delete(theirs, "imports")
 			delete(ours, "imports")
-			compare(t, theirs, ours, known[filepath.Base(file)]...)
+			compareConfigs(t, theirs, ours, known[filepath.Base(file)]...)
 		})
 	}
 }
@@ -135,7 +135,7 @@ func TestMigrate(t *testing.T) {
 func TestImports(t *testing.T) {
 	for _, file := range []string{"testdata/config/imports/main.toml", "testdata/config/imports/old.toml"} {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			compare(t, configOf(t, peerBin, "-c", file, "config", "dump"), configOf(t, oursBin, "-c", file, "config", "dump"),
+			compareConfigs(t, configOf(t, peerBin, "-c", file, "config", "dump"), configOf(t, oursBin, "-c", file, "config", "dump"),
 				"proxy_plugins/s/exports/address: /b there, <nil> here") // they say so in the exports; here introspection does
 		})
 	}

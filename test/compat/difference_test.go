@@ -40,10 +40,10 @@ func (s *subject) died(a answer) bool {
 	return true
 }
 
-func newPair(t *testing.T) pair {
+func newPair(t *testing.T, config string) pair {
 	t.Helper()
 	one := func(bin string) *subject {
-		n := newNode(t, "")
+		n := newNode(t, config)
 		n.start(bin)
 		rootfs := filepath.Join(n.dir, "rootfs")
 		if err := os.MkdirAll(filepath.Join(rootfs, "bin"), 0o755); err != nil {
@@ -108,6 +108,7 @@ var deliberate = []struct {
 	{"Content/Write", "", codes.OK, "one answer for each request; containerd repeats the last when the client has sent all"},
 	{"Content/Write", "", codes.FailedPrecondition, "answers tell the times of the ingest"},
 	{"Content/Write", `expected:"bad"`, codes.InvalidArgument, "containerd takes what is no digest"},
+	{"Content/ListStatuses", "ref==again", codes.OK, "an ingest that stands for a shared blob is listed"},
 	{"Images/Create", `key:""`, codes.InvalidArgument, "containerd answers Unknown"},
 	{"Snapshots/Prepare", `key:""`, codes.InvalidArgument, "containerd answers Unknown"},
 	{"Snapshots/Commit", `name:""`, codes.InvalidArgument, "containerd answers Unknown"},
@@ -184,9 +185,34 @@ func (p pair) compareAll(t *testing.T, script []call) (same, different, fatal ma
 
 // TestDifference compares all methods of the API, called well and badly.
 func TestDifference(t *testing.T) {
-	p := newPair(t)
+	p := newPair(t, "")
 	same, different, fatal := p.compareAll(t, script)
 	checkTable(t, "API", "method", apiRows(t, same, different, fatal))
+}
+
+// TestIsolation compares what namespaces see of each other's content when they are
+// told to share nothing, or only what is labelled so.
+func TestIsolation(t *testing.T) {
+	p := newPair(t, "[plugins.'io.containerd.metadata.v1.bolt']\ncontent_sharing_policy = 'isolated'\n")
+	p.compareAll(t, []call{
+		in("", "Namespaces/Create", `namespace:{name:"open" labels:{key:"containerd.io/namespace.shareable" value:"true"}}`),
+		in("closed", "Leases/Create", `id:"l"`),
+		in("open", "Leases/Create", `id:"l"`),
+		in("third", "Leases/Create", `id:"l"`),
+		leased("closed", "l", "Content/Write", `action:WRITE ref:"r" total:5 expected:"`+hello+`" data:"hello"`, `action:COMMIT ref:"r" offset:5 total:5 expected:"`+hello+`"`),
+		leased("third", "l", "Content/Write", `action:WRITE ref:"r" total:5 expected:"`+hello+`" data:"he"`),
+		in("third", "Content/Info", `digest:"`+hello+`"`),
+		in("third", "Content/Status", `ref:"r"`),
+		leased("third", "l", "Content/Write", `action:WRITE ref:"r" offset:2 data:"llo"`, `action:COMMIT ref:"r" offset:5 total:5 expected:"`+hello+`"`),
+		in("third", "Content/Info", `digest:"`+hello+`"`),
+		in("third", "Content/Delete", `digest:"`+hello+`"`),
+		leased("open", "l", "Content/Write", `action:WRITE ref:"r" total:5 expected:"`+hello+`" data:"hello"`, `action:COMMIT ref:"r" offset:5 total:5 expected:"`+hello+`"`),
+		in("open", "Content/Info", `digest:"`+hello+`"`),
+		leased("third", "l", "Content/Write", `action:STAT ref:"again" total:5 expected:"`+hello+`"`),
+		in("third", "Content/ListStatuses", `filters:"ref==again"`),
+		in("third", "Content/Info", `digest:"`+hello+`"`),
+		in("closed", "Content/List", ``),
+	})
 }
 
 // elsewhere are methods that tests of their own compare: their answers do not end,

@@ -116,7 +116,7 @@ func TestDiffIsTheirs(t *testing.T) {
 			if a.MediaType != b.MediaType {
 				t.Errorf("%s %s: media type %s, theirs %s", snapshotter, name, a.MediaType, b.MediaType)
 			}
-			onlyInOne(t, snapshotter+" "+name, ours.entries(a), theirs.entries(b))
+			treeDifferences(t, snapshotter+" "+name, ours.entries(a), theirs.entries(b))
 			sameOutcome(t, theirs, snapshotter, name, map[string]ispec.Descriptor{"ours": theirs.copyOf(ours, a), "theirs": b})
 		}
 		for key := range map[string]string{"lower": "", "change": ""} {
@@ -145,7 +145,7 @@ func sameOutcome(t *testing.T, s snapshotClient, snapshotter, what string, layer
 		s.must(err)
 		results[who] = s.look(m)
 	}
-	onlyInOne(t, snapshotter+" "+what+", applied", results["ours"], results["theirs"])
+	treeDifferences(t, snapshotter+" "+what+", applied", results["ours"], results["theirs"])
 }
 
 // change makes every kind of change.
@@ -181,8 +181,8 @@ func change(t *testing.T, root string) {
 	}
 }
 
-// onlyInOne reports entries that only one of two lists has.
-func onlyInOne(t *testing.T, what string, ours, theirs []string) {
+// treeDifferences reports entries that only one of two lists has.
+func treeDifferences(t *testing.T, what string, ours, theirs []string) {
 	t.Helper()
 	for _, e := range ours {
 		if !slices.Contains(theirs, e) {
@@ -298,7 +298,7 @@ func TestApplyIsTheirs(t *testing.T) {
 				s.must(err)
 				results[who] = s.look(m)
 			}
-			onlyInOne(t, snapshotter+" "+name, results["ours"], results["theirs"])
+			treeDifferences(t, snapshotter+" "+name, results["ours"], results["theirs"])
 			parent = name
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -47,6 +48,10 @@ func newNode(t *testing.T, extra string) *node {
 	t.Cleanup(n.remove)
 	return n
 }
+
+// namespace is one of this node's own: state of containers is below
+// /run/containerd/runc for all.
+func (n *node) namespace() string { return filepath.Base(n.dir) }
 
 // start runs the daemon of a directory of programs and waits until it answers.
 func (n *node) start(bin string) *client.Client {
@@ -90,18 +95,18 @@ func (n *node) stop(sig syscall.Signal) {
 // test that passed has left is an error.
 func (n *node) remove() {
 	n.stop(syscall.SIGTERM)
-	left := 0
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
-		if err != nil || !strings.HasPrefix(cwd, n.dir+"/") {
-			continue
+	var pids []int
+	// A shim ends a moment after its last container.
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if pids = n.processes(); len(pids) == 0 || time.Now().After(end) {
+			break
 		}
-		left++
-		var pid int
-		if fmt.Sscan(e.Name(), &pid); pid > 1 {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
+	}
+	left := len(pids)
+	for _, pid := range pids {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		n.t.Logf("process %d: %q", pid, cmdline)
+		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(b)) {
@@ -110,11 +115,34 @@ func (n *node) remove() {
 			unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
-	if left > 0 {
+	if state := "/run/containerd/runc/" + n.namespace(); left > 0 {
+		os.RemoveAll(state)
 		n.t.Errorf("%d processes and mounts were left behind", left)
+	}
+	// Parents that runtimes make and leave: only when they are empty.
+	os.Remove("/run/containerd/runc/" + n.namespace())
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		for _, parent := range []string{n.namespace(), "berth-compat"} {
+			dirs, _ := filepath.Glob(pattern + parent)
+			for _, dir := range dirs {
+				os.Remove(dir)
+			}
+		}
 	}
 	if n.t.Failed() {
 		n.t.Logf("the daemons' log:\n%s", n.log)
 	}
 	os.RemoveAll(n.dir)
+}
+
+// processes are those that work in the node's directories.
+func (n *node) processes() (pids []int) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		cwd, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
+		if pid, perr := strconv.Atoi(e.Name()); err == nil && perr == nil && strings.HasPrefix(cwd, n.dir+"/") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

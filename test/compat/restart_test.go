@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/runtime/restart"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
 )
 
 // TestRestartLabels starts containers with the labels that nerdctl sets, whose
@@ -22,21 +23,7 @@ func TestRestartLabels(t *testing.T) {
 	for id, p := range map[string]string{"always": "always", "fails": "on-failure:1", "no": "no"} {
 		w.create(id, forever, cio.NullIO, false, restart.WithStatus(client.Running), policy(p), restart.WithLogURIString("file://"+w.output(id)))
 	}
-	revived := func(id string) {
-		t.Helper()
-		old := w.pids[id]
-		waitFor(t, func() bool {
-			ctr, err := w.c.LoadContainer(w.ctx, id)
-			w.try(err)
-			task, err := ctr.Task(w.ctx, nil)
-			if err != nil || task.Pid() == old {
-				return false
-			}
-			s, err := task.Status(w.ctx)
-			w.pids[id] = task.Pid()
-			return err == nil && s.Status == client.Running
-		}, id+" runs again")
-	}
+	revived := w.revived
 	end := func(id string) {
 		t.Helper()
 		w.try(syscall.Kill(int(w.pids[id]), syscall.SIGKILL))
@@ -64,17 +51,13 @@ func TestRestartLabels(t *testing.T) {
 		ctr, err := w.c.LoadContainer(w.ctx, id)
 		w.try(err)
 		w.try(ctr.Update(w.ctx, restart.WithStatus(client.Stopped)))
-		stoppedOrGone := func() bool {
-			task, err := ctr.Task(w.ctx, nil)
-			if err != nil {
-				return true
-			}
-			s, err := task.Status(w.ctx)
-			return err == nil && s.Status == client.Stopped
-		}
-		waitFor(t, stoppedOrGone, id+" is stopped by its label")
-		if task, err := ctr.Task(w.ctx, nil); err == nil {
-			task.Delete(w.ctx)
+		if id == "always" { // the monitor ends its task and removes it
+			waitFor(t, func() bool {
+				_, err := ctr.Task(w.ctx, nil)
+				return errdefs.IsNotFound(err)
+			}, id+" is stopped by its label")
+		} else if _, err := w.task(id).Delete(w.ctx); err != nil {
+			t.Error(err)
 		}
 		w.deleteContainer(id)
 	}

@@ -186,6 +186,26 @@ var script = []call{
 	in("d", "Images/List", ``),
 	in("d", "Content/Info", `digest:"`+hello+`"`),
 
+	// Tags: transfers from the image store to itself
+	in("d", "Images/Create", `image:{name:"t1" target:{media_type:"application/vnd.oci.image.index.v1+json" digest:"`+hello+`" size:5}}`),
+	leased("d", "l", "Transfer/Transfer", `source:{type_url:"containerd.types.transfer.ImageStore" value:"\n\002t1"} destination:{type_url:"containerd.types.transfer.ImageStore" value:"\n\002t2"}`),
+	leased("d", "l", "Transfer/Transfer", `source:{type_url:"containerd.types.transfer.ImageStore" value:"\n\002t1"} destination:{type_url:"containerd.types.transfer.ImageStore" value:"\n\002t2"}`),
+	leased("d", "l", "Transfer/Transfer", `source:{type_url:"containerd.types.transfer.ImageStore" value:"\n\004none"} destination:{type_url:"containerd.types.transfer.ImageStore" value:"\n\002t3"}`),
+	in("d", "Images/List", ``),
+	in("d", "Images/Delete", `name:"t1"`),
+	in("d", "Images/Delete", `name:"t2"`),
+
+	// Content of another namespace
+	in("other", "Leases/Create", `id:"o"`),
+	leased("other", "o", "Content/Write", `action:STAT ref:"share" expected:"`+hello+`"`),
+	in("other", "Content/Info", `digest:"`+hello+`"`),
+	leased("other", "o", "Content/Write", `action:WRITE ref:"share" total:5 expected:"`+hello+`"`, `action:COMMIT ref:"share" total:5 expected:"`+hello+`"`),
+	in("other", "Content/Info", `digest:"`+hello+`"`),
+	in("other", "Content/Read", `digest:"`+hello+`"`),
+	in("other", "Content/ListStatuses", ``),
+	in("other", "Content/Delete", `digest:"`+hello+`"`),
+	in("d", "Content/Info", `digest:"`+hello+`"`),
+
 	// Snapshots
 	leased("d", "l", "Snapshots/Prepare", `snapshotter:"native" key:"a" labels:{key:"x" value:"y"}`),
 	in("d", "Snapshots/Prepare", `snapshotter:"native" key:"a"`),

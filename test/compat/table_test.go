@@ -185,7 +185,13 @@ func TestCtrTable(t *testing.T) {
 
 // keyBetter are keys that do more than containerd's.
 var keyBetter = map[string]string{
-	"plugins.'io.containerd.monitor.container.v1.restart'.interval": "the least time between two restarts of a container; nothing looks at intervals",
+	"debug.level": "SIGHUP reloads it",
+	"plugins.'io.containerd.transfer.v1.local'.config_path":              "SIGHUP reloads it",
+	"plugins.'io.containerd.transfer.v1.local'.max_concurrent_downloads": "0, the default, chooses by the number of cores",
+	"plugins.'io.containerd.transfer.v1.local'.max_concurrent_unpacks":   "0, the default, chooses by the number of cores",
+	"plugins.'io.containerd.server.v1.grpc-tcp'.tls_common_name":         "the name that clients' certificates must have; there it means something on Windows only",
+	"timeouts.'io.containerd.timeout.shim.cleanup'":                      "10 s by default",
+	"plugins.'io.containerd.monitor.container.v1.restart'.interval":      "the least time between two restarts of a container; nothing looks at intervals",
 }
 
 // TestConfigTable lists every key of the real daemon's default configuration, and

@@ -35,18 +35,22 @@ func TestTakeover(t *testing.T) {
 			w.populate("a")
 			before := w.facts()
 			n.stop(sig)
-			w.end("a-ended", 5)
+			w.end("a-ended")
+			w.lose("a-restart")
 
 			w.c = n.start(oursBin)
-			w.compare(before, "a-ended")
+			w.revived("a-restart")
+			w.compare(before, "a-ended", "a-restart")
 			w.exited("a-ended", 5)
 			w.use("a", true)
 			w.populate("b")
 			before = w.facts()
 			n.stop(sig)
+			w.lose("b-restart")
 
 			w.c = n.start(peerBin)
-			w.compare(before)
+			w.revived("b-restart")
+			w.compare(before, "b-restart")
 			w.use("a", false)
 			w.use("b", true)
 			before = w.facts()
@@ -72,7 +76,7 @@ func TestTakeoverOld(t *testing.T) {
 			w.populate("a")
 			before := w.facts()
 			n.stop(sig)
-			w.end("a-ended", 5)
+			w.end("a-ended")
 
 			w.c = n.start(oursBin)
 			w.compare(before, "a-ended")
@@ -106,7 +110,7 @@ type world struct {
 }
 
 func newWorld(n *node, c *client.Client) *world {
-	w := &world{node: n, c: c, ctx: namespaces.WithNamespace(n.t.Context(), "takeover"), pids: make(map[string]uint32)}
+	w := &world{node: n, c: c, ctx: namespaces.WithNamespace(n.t.Context(), n.namespace()), pids: make(map[string]uint32)}
 	n.t.Cleanup(func() {
 		for _, io := range w.ios {
 			io.Cancel()
@@ -241,11 +245,35 @@ func (w *world) task(id string) client.Task {
 }
 
 // end lets a container end by itself while no daemon runs.
-func (w *world) end(id string, _ int) {
+func (w *world) end(id string) {
 	w.t.Helper()
 	pid := w.pids[id]
 	w.try(os.WriteFile(fmt.Sprintf("/proc/%d/root/go", pid), nil, 0o600))
 	waitFor(w.t, func() bool { return !running(pid) }, "the container ends")
+}
+
+// lose kills a container while no daemon runs.
+func (w *world) lose(id string) {
+	w.t.Helper()
+	w.try(syscall.Kill(int(w.pids[id]), syscall.SIGKILL))
+	waitFor(w.t, func() bool { return !running(w.pids[id]) }, id+" ends")
+}
+
+// revived waits until a container runs again, as its labels ask.
+func (w *world) revived(id string) {
+	w.t.Helper()
+	old := w.pids[id]
+	waitFor(w.t, func() bool {
+		ctr, err := w.c.LoadContainer(w.ctx, id)
+		w.try(err)
+		task, err := ctr.Task(w.ctx, nil)
+		if err != nil || task.Pid() == old {
+			return false
+		}
+		s, err := task.Status(w.ctx)
+		w.pids[id] = task.Pid()
+		return err == nil && s.Status == client.Running
+	}, id+" runs again")
 }
 
 func running(pid uint32) bool {
@@ -462,7 +490,10 @@ func (w *world) compare(before []string, but ...string) {
 	w.t.Helper()
 	now := w.facts()
 	changed := func(fact string) bool {
-		return slices.ContainsFunc(but, func(id string) bool { return strings.HasPrefix(fact, "task "+id+" ") })
+		return slices.ContainsFunc(but, func(id string) bool {
+			// A restart is counted in the labels.
+			return strings.HasPrefix(fact, "task "+id+" ") || strings.HasPrefix(fact, "container "+id+" ")
+		})
 	}
 	for _, f := range before {
 		if !changed(f) && !slices.Contains(now, f) {

@@ -145,7 +145,7 @@ func TestStaleMount(t *testing.T) {
 			found = append(found, r.Found)
 		}
 	}
-	if len(found) != 2 || !strings.Contains(found[0], "/default/gone/rootfs is mounted") || !strings.Contains(found[1], "1 temporary mounts") {
+	if len(found) != 2 || !strings.Contains(found[0], "/default/gone/rootfs is mounted") || !strings.Contains(found[1], "temporary mounts: 1") {
 		t.Errorf("%q", found)
 	}
 }

@@ -47,7 +47,7 @@ func checkLeftovers(_ context.Context, e *exam) {
 	e.mounts(held)
 	e.cgroups(shims)
 	if len(e.results) == left {
-		e.ok("leftovers", "none; %d shims run", len(shims))
+		e.ok("leftovers", "none (running shims: %d)", len(shims))
 	}
 }
 
@@ -102,7 +102,7 @@ func (e *exam) mounts(held map[string]bool) {
 		}
 	}
 	if temporary > 0 {
-		e.add("mount", Warning, fmt.Sprintf("%d temporary mounts; they are stale unless an image is being unpacked now", temporary), "restart the daemon, which removes them")
+		e.add("mount", Warning, fmt.Sprintf("temporary mounts: %d; they are stale unless an image is being unpacked now", temporary), "restart the daemon, which removes them")
 	}
 }
 

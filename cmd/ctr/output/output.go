@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -68,12 +69,43 @@ func List[T any](format string, rows []T, style Style, header string, row func(T
 		return err
 	}
 	for _, r := range rows {
-		if err := t.Execute(os.Stdout, r); err != nil {
-			return fmt.Errorf("--format: %w", err)
+		if err := execute(t, r); err != nil {
+			return err
 		}
-		fmt.Println()
 	}
 	return nil
+}
+
+// execute prints one thing and ends the line.
+func execute(t *template.Template, v any) error {
+	if err := t.Execute(os.Stdout, v); err != nil {
+		if names := fields(v); names != "" && strings.Contains(err.Error(), "can't evaluate field") {
+			_, field, _ := strings.Cut(err.Error(), "can't evaluate field ")
+			field, _, _ = strings.Cut(field, " ")
+			return fmt.Errorf("--format: there is no field %s; there are %s", field, names)
+		}
+		return fmt.Errorf("--format: %w", err)
+	}
+	fmt.Println()
+	return nil
+}
+
+// fields names those of a struct, empty for another type.
+func fields(v any) string {
+	t := reflect.TypeOf(v)
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil || t.Kind() != reflect.Struct {
+		return ""
+	}
+	var names []string
+	for f := range t.Fields() {
+		if f.IsExported() {
+			names = append(names, "."+f.Name)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // Row prints one of a stream of things: as JSON on a line, or with a Go template.
@@ -98,11 +130,7 @@ func One(format string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := t.Execute(os.Stdout, v); err != nil {
-		return fmt.Errorf("--format: %w", err)
-	}
-	fmt.Println()
-	return nil
+	return execute(t, v)
 }
 
 func parse(format string) (*template.Template, error) {

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"time"
 
+	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 	"berth/internal/snapshot/store"
@@ -182,7 +183,13 @@ func (b *Snapshotter) mounts(snap store.Snapshot) []object.Mount {
 
 // Commit is snapshot.Snapshotter.
 func (b *Snapshotter) Commit(ctx context.Context, name, key string, opts snapshot.CommitOptions) error {
-	return b.Store.Commit(ctx, name, key, opts, false, b.measure)
+	return b.Store.Commit(ctx, name, key, opts, false, func(id string) (object.SnapshotUsage, error) {
+		// Copies will be made of the image as it is on disk.
+		if err := mount.Released(ctx, b.Store.Dir(id)); err != nil {
+			return object.SnapshotUsage{}, err
+		}
+		return b.measure(id)
+	})
 }
 
 // Remove is snapshot.Snapshotter. An image that cannot be deleted is left to

@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,7 @@ import (
 	"berth/internal/snapshot/store"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +56,11 @@ type Options struct {
 	// DMVerity is auto (use a layer's dm-verity data if there are any), on or
 	// off; auto when empty.
 	DMVerity string
+	// Caches are directories of layers that were made before, as
+	// <algorithm>/<first two digits>/<digest>.erofs by their diff IDs. Such a
+	// layer is used where it is, and never changed; it must outlive the
+	// snapshots. A directory that is not there has no layers.
+	Caches []string
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -92,6 +99,14 @@ func (e *Snapshotter) check(root string) error {
 	default:
 		return fmt.Errorf("dmverity_mode %q is neither auto, on nor off: %w", e.opts.DMVerity, errdefs.ErrInvalidArgument)
 	}
+	if len(e.opts.Caches) > 0 && (e.opts.Verity || e.opts.Immutable) {
+		return fmt.Errorf("layers of layer_content_caches are shared, so that neither enable_fsverity nor set_immutable can be used with them: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range e.opts.Caches {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("layer_content_caches: %q is not an absolute path: %w", dir, errdefs.ErrInvalidArgument)
+		}
+	}
 	if known, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(known), "\terofs\n") {
 		return fmt.Errorf("the kernel has no erofs (is its module loaded?): %w", errdefs.ErrNotImplemented)
 	}
@@ -123,13 +138,13 @@ func (e *Snapshotter) path(id, name string) string { return filepath.Join(e.Stor
 // layer is the image of a committed snapshot.
 func (e *Snapshotter) layer(id string, labels map[string]string) (string, error) {
 	path := e.path(id, "layer.erofs")
-	if kind := labels[labelSource]; kind == "cache" {
-		path = labels[labelSourceRef] // containerd's, of a directory that hosts share
+	if kind := labels[labelSource]; kind == sourceCache {
+		path = labels[labelSourceRef]
 	} else if kind != "" {
 		return "", fmt.Errorf("snapshot %s has its layer from %q, which is not known here: %w", id, kind, errdefs.ErrNotImplemented)
 	}
 	st, err := os.Lstat(path)
-	if err == nil && labels[labelSource] == "cache" {
+	if err == nil && labels[labelSource] == sourceCache {
 		st, err = os.Stat(path)
 	}
 	if err != nil {
@@ -146,6 +161,10 @@ const (
 	labelPrivate   = "io.containerd.erofs.v1/"
 	labelSource    = labelPrivate + "blob.source"
 	labelSourceRef = labelPrivate + "blob.ref"
+
+	sourceCache = "cache"
+	// labelDiffID is that of the layer that a snapshot is prepared for.
+	labelDiffID = "containerd.io/snapshot/diff-id"
 )
 
 // Usage is snapshot.Snapshotter.
@@ -185,7 +204,9 @@ func (e *Snapshotter) Update(ctx context.Context, info object.SnapshotInfo, fiel
 func withPrivate(labels, from map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range labels {
-		out[k] = v
+		if !strings.HasPrefix(k, labelPrivate) { // not a client's to set
+			out[k] = v
+		}
 	}
 	for k, v := range from {
 		if strings.HasPrefix(k, labelPrivate) {
@@ -206,11 +227,32 @@ func (e *Snapshotter) View(ctx context.Context, key, parent string, labels map[s
 }
 
 func (e *Snapshotter) create(ctx context.Context, kind object.SnapshotKind, key, parent string, labels map[string]string) ([]object.Mount, error) {
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(k, _ string) bool { return strings.HasPrefix(k, labelPrivate) })
+	if path := e.cached(labels); path != "" && kind == object.SnapshotActive {
+		labels[labelSource], labels[labelSourceRef] = sourceCache, path
+	}
 	snap, err := e.Store.Create(ctx, kind, key, parent, labels, e.fill)
 	if err != nil {
 		return nil, err
 	}
 	return e.mounts(snap)
+}
+
+// cached is where a cache has the layer that a snapshot is prepared for, empty
+// when none has it. One that cannot be read has nothing.
+func (e *Snapshotter) cached(labels map[string]string) string {
+	id, err := digest.Parse(labels[labelDiffID])
+	if err != nil || labels[snapshot.LabelRef] == "" {
+		return ""
+	}
+	for _, dir := range e.opts.Caches {
+		path := filepath.Join(dir, id.Algorithm().String(), id.Encoded()[:2], id.Encoded()+".erofs")
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return path
+		}
+	}
+	return ""
 }
 
 func (e *Snapshotter) fill(dir string, snap store.Snapshot) error {
@@ -223,8 +265,9 @@ func (e *Snapshotter) fill(dir string, snap store.Snapshot) error {
 			return err
 		}
 	}
-	if e.opts.DefaultSize > 0 { // the owner is the image's affair
-		return nil
+	if e.opts.DefaultSize > 0 { // the owner is that of the directory in the image
+		_, _, _, err := overlay.MappedRoot(snap.Info.Labels)
+		return err
 	}
 	parent := ""
 	if len(snap.ParentIDs) > 0 {

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,13 +10,15 @@ import (
 	"strings"
 	"testing"
 
+	"berth/internal/diff"
 	"berth/internal/mount"
 	"berth/internal/object"
 	"berth/internal/snapshot"
 	"berth/internal/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
+	"github.com/opencontainers/go-digest"
+	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 var (
@@ -48,46 +51,60 @@ func open(t *testing.T, root string, opts Options) *Snapshotter {
 }
 
 func TestContract(t *testing.T) {
-	for name, opts := range map[string]Options{
-		"default":   {},
-		"images":    {DefaultSize: 64 << 20},
-		"immutable": {Immutable: true, OverlayOptions: []string{"metacopy=off"}},
-		"verity":    {Verity: true},
+	for name, c := range map[string]struct {
+		opts  Options
+		depth int
+	}{
+		"default": {Options{OverlayOptions: []string{"metacopy=off"}}, 20},
+		"images":  {Options{DefaultSize: 16 << 20}, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var removable []string
-			defer func() { // an immutable file outlives the test's directory
-				for _, dir := range removable {
-					if err := removeAll(dir); err != nil {
-						t.Error(err)
-					}
-				}
-			}()
-			snapshottest.Run(t, snapshottest.Config{Rebase: true, Images: true, NoHoles: true, Slack: opts.DefaultSize / 8,
+			snapshottest.Run(t, snapshottest.Config{
+				Rebase: true, Images: true, NoHoles: true, Slack: c.opts.DefaultSize / 2, Depth: c.depth,
 				MaxName: 254, // mkfs.erofs 1.5 cuts longer ones
-				New: func(t *testing.T) snapshot.Snapshotter {
-					dir, err := os.MkdirTemp("", "berth-erofs-")
-					if err != nil {
-						t.Fatal(err)
-					}
-					removable = append(removable, dir)
-					return open(t, dir, opts)
-				}})
+				New:     func(t *testing.T) snapshot.Snapshotter { return open(t, t.TempDir(), c.opts) },
+			})
 		})
 	}
 }
 
-func removeAll(root string) error {
-	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+// A sealed layer, or an immutable one, is committed, shown and removed like others.
+func TestProtectedLayers(t *testing.T) {
+	for name, opts := range map[string]Options{"immutable": {Immutable: true}, "verity": {Verity: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, t.TempDir(), opts)
+			defer s.Close()
+			if _, err := s.Prepare(t.Context(), "a", "", nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Commit(t.Context(), "base", "a", snapshot.CommitOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			layer := s.path("1", "layer.erofs")
+			if err := os.WriteFile(layer, nil, 0o600); err == nil {
+				t.Error("the layer can be written")
+			}
+			if opts.Verity {
+				if err := requireVerity(layer); err != nil {
+					t.Error(err)
+				}
+			}
+			m, err := s.View(t.Context(), "v", "base", nil)
+			if err == nil {
+				err = mount.WithTemp(t.Context(), m, func(string) error { return nil })
+			}
+			if err == nil {
+				err = errors.Join(s.Remove(t.Context(), "v"), s.Remove(t.Context(), "base"))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(layer); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("stays: %v", err)
+				_ = setImmutable(layer, false)
+			}
+		})
 	}
-	for _, e := range entries {
-		if err := removeDir(filepath.Join(root, "snapshots", e.Name())); err != nil {
-			return err
-		}
-	}
-	return os.RemoveAll(root)
 }
 
 func show(mounts []object.Mount) string {
@@ -210,53 +227,80 @@ func TestCommitSources(t *testing.T) {
 	}))
 }
 
-func TestRemappedSnapshot(t *testing.T) {
-	s := open(t, t.TempDir(), Options{})
-	defer s.Close()
-	if !slices.Contains(s.Capabilities(), "remap-ids") {
-		t.Skip("no idmapped overlays here")
+// A layer that a cache has is used where it is, first or above others, and stays.
+func TestCaches(t *testing.T) {
+	cache := t.TempDir()
+	src := t.TempDir()
+	id := digest.FromString("a layer")
+	layer := filepath.Join(cache, "sha256", id.Encoded()[:2], id.Encoded()+".erofs")
+	if err := errors.Join(os.WriteFile(filepath.Join(src, "cached"), []byte("x"), 0o600), os.MkdirAll(filepath.Dir(layer), 0o700)); err != nil {
+		t.Fatal(err)
 	}
+	s := open(t, t.TempDir(), Options{Caches: []string{"/not/there", cache}})
+	defer s.Close()
+	if err := makeImage(t.Context(), layer, src); err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]string{snapshot.LabelRef: "chain", labelDiffID: id.String()}
 	parent := ""
 	for _, name := range []string{"one", "two"} {
-		m, err := s.Prepare(t.Context(), name+"-", parent, nil)
+		m, err := s.Prepare(t.Context(), name+"-", parent, labels)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := mount.WithTemp(t.Context(), m, func(root string) error {
-			return os.WriteFile(filepath.Join(root, name), nil, 0o600)
-		}); err != nil {
+		if last := m[len(m)-1]; !slices.Contains(last.Options, "ro") {
+			t.Errorf("%s is writable: %v", name, m)
+		}
+		un, err := diff.NewWalking(nil).Unpack(t.Context(), ispec.MediaTypeImageLayer, strings.NewReader("a layer"), m, false)
+		if err != nil || un.DiffID != id || un.Size != 7 {
+			t.Errorf("%+v %v", un, err)
+		}
+		if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{Labels: map[string]string{"l": "v", labelSourceRef: "/etc/passwd"}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Commit(t.Context(), name, name+"-", snapshot.CommitOptions{}); err != nil {
+		if _, err := s.Update(t.Context(), object.SnapshotInfo{Name: name, Labels: map[string]string{"new": "v"}}); err != nil {
 			t.Fatal(err)
+		}
+		info, err := s.Stat(t.Context(), name)
+		if err != nil || info.Labels[labelSourceRef] != layer || info.Labels["new"] != "v" {
+			t.Errorf("%+v %v", info, err)
+		}
+		if m, err = s.View(t.Context(), name+"-view", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := mount.WithTemp(t.Context(), m, func(root string) error {
+			_, err := os.Stat(filepath.Join(root, "cached"))
+			return err
+		}); err != nil {
+			t.Error(err)
 		}
 		parent = name
 	}
-	m, err := s.Prepare(t.Context(), "a", "two", map[string]string{
-		snapshot.LabelUIDMapping: "0:100000:65536", snapshot.LabelGIDMapping: "0:100000:65536",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := mount.WithTemp(t.Context(), m, func(root string) error {
-		for _, p := range []string{root, filepath.Join(root, "one"), filepath.Join(root, "two")} {
-			var st unix.Stat_t
-			if err := unix.Stat(p, &st); err != nil {
-				return err
-			}
-			if st.Uid != 100000 || st.Gid != 100000 {
-				t.Errorf("owner of %s is %d:%d", p, st.Uid, st.Gid)
-			}
+	// Without the labels of an unpack, and by a client's own private label, nothing is taken.
+	for _, l := range []map[string]string{{labelDiffID: id.String()}, {labelSource: sourceCache, labelSourceRef: "/etc/passwd"}, {snapshot.LabelRef: "c", labelDiffID: "sha256:../../x"}} {
+		m, err := s.Prepare(t.Context(), fmt.Sprint(l), "", l)
+		if err != nil || m[0].Type != "bind" {
+			t.Errorf("%v: %v %v", l, m, err)
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+	}
+	for _, key := range []string{"two-view", "two", "one-view", "one"} {
+		if err := s.Remove(t.Context(), key); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(layer); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestBadOptions(t *testing.T) {
 	if _, err := New(t.TempDir(), Options{DMVerity: "on"}); !errors.Is(err, errdefs.ErrNotImplemented) {
 		t.Error(err)
+	}
+	for _, opts := range []Options{{Caches: []string{"relative"}}, {Caches: []string{"/c"}, Immutable: true}, {Caches: []string{"/c"}, Verity: true}} {
+		if _, err := New(t.TempDir(), opts); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("%+v: %v", opts, err)
+		}
 	}
 	if _, err := New(t.TempDir(), Options{DMVerity: "maybe"}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Error(err)

@@ -8,6 +8,7 @@ import (
 
 	"berth/internal/object"
 	"berth/internal/snapshot"
+	"berth/internal/snapshot/overlay"
 	"berth/internal/snapshot/store"
 )
 
@@ -35,7 +36,14 @@ func (e *Snapshotter) mounts(snap store.Snapshot) ([]object.Mount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.stack(snap, lowers), nil
+	if active && snap.Info.Labels[labelSource] != "" { // the layer is there: nothing is to be written
+		own, err := e.layerMount(snap.ID, snap.Info.Labels)
+		if err != nil {
+			return nil, err
+		}
+		return e.stack(snap, append([]object.Mount{own}, lowers...), false, "ro"), nil
+	}
+	return e.stack(snap, lowers, active), nil
 }
 
 // single is a snapshot without parents.
@@ -65,9 +73,21 @@ func (e *Snapshotter) single(snap store.Snapshot, active bool) ([]object.Mount, 
 	return []object.Mount{
 		e.imageMount(snap),
 		{Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{
-			"X-containerd.mkdir.path={{ mount 0 }}/upper:0755", mode, "rbind",
+			upperOption(snap.Info.Labels), mode, "rbind",
 		}},
 	}, nil
+}
+
+// upperOption makes the upper directory in the writable image.
+//
+// Differs from containerd: there it belongs to root even in a container whose
+// root is another user.
+func upperOption(labels map[string]string) string {
+	option := "X-containerd.mkdir.path={{ mount 0 }}/upper:0755"
+	if uid, gid, mapped, err := overlay.MappedRoot(labels); mapped && err == nil {
+		option += fmt.Sprintf(":%d:%d", uid, gid)
+	}
+	return option
 }
 
 // imageMount is the writable image, made when it is mounted first.
@@ -127,17 +147,15 @@ func (e *Snapshotter) lowers(ids []string, labels []map[string]string) ([]object
 }
 
 // stack puts overlayfs over the lower mounts, or shows the only one.
-func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object.Mount {
+func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount, writable bool, options ...string) []object.Mount {
 	var mounts []object.Mount
-	var options []string
-	active := snap.Info.Kind == object.SnapshotActive
 	switch {
-	case active && e.opts.DefaultSize > 0:
+	case writable && e.opts.DefaultSize > 0:
 		mounts = append(mounts, e.imageMount(snap))
 		options = append(options,
-			"X-containerd.mkdir.path={{ mount 0 }}/upper:0755", "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
+			upperOption(snap.Info.Labels), "X-containerd.mkdir.path={{ mount 0 }}/work:0755",
 			"workdir={{ mount 0 }}/work", "upperdir={{ mount 0 }}/upper")
-	case active:
+	case writable:
 		options = append(options, "workdir="+e.path(snap.ID, "work"), "upperdir="+e.path(snap.ID, "fs"))
 	}
 	first := len(mounts)
@@ -149,7 +167,7 @@ func (e *Snapshotter) stack(snap store.Snapshot, lowers []object.Mount) []object
 			}
 		}
 	}
-	if len(lowers) == 1 && !active { // overlayfs wants two
+	if len(lowers) == 1 && !writable { // overlayfs wants two
 		return append(mounts, object.Mount{Type: "format/bind", Source: fmt.Sprintf("{{ mount %d }}", first), Options: append(options, "ro", "rbind")})
 	}
 	lower := fmt.Sprintf("lowerdir={{ overlay %d %d }}", first, len(mounts)-1)

@@ -80,6 +80,10 @@ func (e *Snapshotter) convert(ctx context.Context, id, layer string) error {
 	} else if err != nil {
 		return err
 	}
+	// Two devices of one image would each have an idea of their own of it.
+	if err := mount.Released(ctx, image); err != nil {
+		return err
+	}
 	// Writable, for the journal of one that was not unmounted.
 	m := []object.Mount{{Type: "ext4", Source: image, Options: []string{"loop"}}}
 	return mount.WithTemp(ctx, m, func(root string) error {

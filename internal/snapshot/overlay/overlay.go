@@ -59,6 +59,9 @@ type Snapshotter struct {
 	remapIDs func() bool
 }
 
+// Rescued is snapshot.Rescuer.
+func (s *Snapshotter) Rescued() error { return s.store.Rescued() }
+
 // New opens the snapshotter whose files are below root. errdefs.ErrNotImplemented
 // when root's filesystem cannot hold an overlay's files.
 func New(root string, opts Options) (*Snapshotter, error) {
@@ -73,7 +76,7 @@ func New(root string, opts Options) (*Snapshotter, error) {
 		return nil, errors.Join(fmt.Errorf("overlay snapshotter: %w", err), s.Close())
 	}
 	o := &Snapshotter{store: s, opts: opts, options: slices.Clone(opts.MountOptions)}
-	if userns.RunningInUserNS() && !has(o.options, "userxattr") {
+	if userns.RunningInUserNS() && !has(o.options, "userxattr") && takesUserXattr(root) {
 		o.options = append(o.options, "userxattr")
 	}
 	// The kernel takes the last of equal options, so the configured one must
@@ -84,6 +87,10 @@ func New(root string, opts Options) (*Snapshotter, error) {
 	o.remapIDs = sync.OnceValue(func() bool { return CanRemap(root) })
 	return o, nil
 }
+
+// takesUserXattr tries an overlay that keeps its records in user.* attributes:
+// before Linux 5.11, and on a tmpfs before 6.6, there is none.
+func takesUserXattr(root string) bool { return canMount(root, "userxattr") }
 
 func has(options []string, key string) bool {
 	return slices.ContainsFunc(options, func(o string) bool {
@@ -252,12 +259,21 @@ func ChownRoot(fs, parent string, labels map[string]string) error {
 	return os.Lchown(fs, uid, gid)
 }
 
-func rootOwner(parent string, labels map[string]string) (uid, gid int, err error) {
+// MappedRoot is what the labels map the container's root to; mapped is false
+// when there are none.
+func MappedRoot(labels map[string]string) (uid, gid int, mapped bool, err error) {
 	uidmap, gidmap := labels[snapshot.LabelUIDMapping], labels[snapshot.LabelGIDMapping]
-	if uidmap != "" || gidmap != "" {
-		if uid, err = hostRoot(snapshot.LabelUIDMapping, uidmap); err == nil {
-			gid, err = hostRoot(snapshot.LabelGIDMapping, gidmap)
-		}
+	if uidmap == "" && gidmap == "" {
+		return 0, 0, false, nil
+	}
+	if uid, err = hostRoot(snapshot.LabelUIDMapping, uidmap); err == nil {
+		gid, err = hostRoot(snapshot.LabelGIDMapping, gidmap)
+	}
+	return uid, gid, true, err
+}
+
+func rootOwner(parent string, labels map[string]string) (uid, gid int, err error) {
+	if uid, gid, mapped, err := MappedRoot(labels); mapped {
 		return uid, gid, err
 	}
 	if parent == "" {
@@ -346,7 +362,10 @@ func (o *Snapshotter) Remove(ctx context.Context, key string) error {
 }
 
 // CanRemap tries an idmapped overlay on the filesystem of dir.
-func CanRemap(dir string) bool {
+func CanRemap(dir string) bool { return canMount(dir, "uidmap=0:666:1", "gidmap=0:666:1") }
+
+// canMount tries an overlay with options on the filesystem of dir.
+func canMount(dir string, options ...string) bool {
 	dir, err := os.MkdirTemp(dir, ".probe-")
 	if err != nil {
 		return false
@@ -357,9 +376,8 @@ func CanRemap(dir string) bool {
 			return false
 		}
 	}
-	probe := object.Mount{Type: "overlay", Source: "overlay", Options: []string{
-		"uidmap=0:666:1", "gidmap=0:666:1",
-		"lowerdir=" + filepath.Join(dir, "lower"), "upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work"),
-	}}
+	probe := object.Mount{Type: "overlay", Source: "overlay", Options: append(options,
+		"lowerdir="+filepath.Join(dir, "lower"), "upperdir="+filepath.Join(dir, "upper"), "workdir="+filepath.Join(dir, "work"),
+	)}
 	return mount.WithTemp(context.Background(), []object.Mount{probe}, func(string) error { return nil }) == nil
 }

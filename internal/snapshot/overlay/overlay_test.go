@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,11 +12,11 @@ import (
 	"testing"
 
 	"berth/internal/mount"
+	"berth/internal/object"
 	"berth/internal/snapshot"
 	"berth/internal/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 var (
@@ -152,41 +153,38 @@ func TestFailedPrepareLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestRemappedSnapshot(t *testing.T) {
-	s := open(t, t.TempDir(), Options{})
+// An image of more layers than a page of mount options has room for.
+func TestManyLayers(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), strings.Repeat("long", 30)), Options{})
 	defer s.Close()
-	if !slices.Contains(s.Capabilities(), "remap-ids") {
-		t.Skip("no idmapped overlays here")
-	}
-	m, err := s.Prepare(t.Context(), "base-", "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(m[0].Source, "f"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Commit(t.Context(), "base", "base-", snapshot.CommitOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	m, err = s.Prepare(t.Context(), "a", "base", map[string]string{
-		snapshot.LabelUIDMapping: "0:100000:65536", snapshot.LabelGIDMapping: "0:100000:65536",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := mount.WithTemp(t.Context(), m, func(root string) error {
-		for _, p := range []string{root, filepath.Join(root, "f")} {
-			var st unix.Stat_t
-			if err := unix.Stat(p, &st); err != nil {
-				return err
-			}
-			if st.Uid != 100000 || st.Gid != 100000 {
-				t.Errorf("owner of %s is %d:%d", p, st.Uid, st.Gid)
-			}
+	const layers = 250
+	parent := ""
+	for i := range layers {
+		name := fmt.Sprint("layer", i)
+		commit(t, s, name, parent)
+		snap, err := s.store.Get(name)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+		if err := os.WriteFile(filepath.Join(s.fs(snap.ID), name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		parent = name
+	}
+	for name, do := range map[string]func(ctx context.Context, key, parent string, labels map[string]string) ([]object.Mount, error){"view": s.View, "active": s.Prepare} {
+		m, err := do(t.Context(), name, parent, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := mount.WithTemp(t.Context(), m, func(root string) error {
+			entries, err := os.ReadDir(root)
+			if len(entries) != layers {
+				t.Errorf("%s: %d files", name, len(entries))
+			}
+			return err
+		}); err != nil {
+			t.Error(name, err)
+		}
 	}
 }
 

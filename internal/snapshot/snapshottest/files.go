@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"berth/internal/object"
+	"berth/internal/snapshot"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,6 +91,106 @@ func testLayers(f *fixture) {
 		f.tree(root, "dir", "dir/a", "dir/sub", "dir/sub/d", "was-file")
 	})
 	f.in(first, func(root string) { f.content(root, "mine", "p") })
+}
+
+// testRenames moves what a lower layer has, and puts things of another kind in
+// its place.
+func testRenames(f *fixture) {
+	f.needMounts()
+	f.layer("one", "", func(root string) {
+		for _, dir := range []string{"dir", "to-file", "emptied"} {
+			f.must(os.Mkdir(filepath.Join(root, dir), 0o755))
+			f.file(root, dir+"/x", "one")
+		}
+		f.file(root, "file", "one")
+		f.file(root, "to-dir", "one")
+	})
+	f.layer("two", "one", func(root string) {
+		in := func(p string) string { return filepath.Join(root, p) }
+		f.must(os.Rename(in("file"), in("dir/moved")))
+		f.must(os.Rename(in("dir/x"), in("to-dir"))) // over another
+		f.must(os.RemoveAll(in("to-file")))
+		f.file(root, "to-file", "two")
+		f.must(os.Remove(in("emptied/x")))
+	})
+	f.layer("three", "two", func(root string) {
+		in := func(p string) string { return filepath.Join(root, p) }
+		f.must(os.Remove(in("to-file")))
+		f.must(os.Mkdir(in("to-file"), 0o755)) // again: nothing of the first may show
+		f.must(os.Remove(in("to-dir")))
+		f.must(os.MkdirAll(in("to-dir/deep"), 0o755))
+		f.must(os.Rename(in("dir/moved"), in("file")))
+	})
+	for layer, want := range map[string][]string{
+		"one":   {"dir", "dir/x", "to-file", "to-file/x", "emptied", "emptied/x", "file", "to-dir"},
+		"two":   {"dir", "dir/moved", "to-file", "emptied", "to-dir"},
+		"three": {"dir", "to-file", "emptied", "to-dir", "to-dir/deep", "file"},
+	} {
+		m, err := f.View(f.ctx, "view-"+layer, layer, nil)
+		f.must(err)
+		f.in(m, func(root string) { f.tree(root, want...) })
+	}
+	f.in(f.prepare("a", "three"), func(root string) { f.content(root, "file", "one") })
+}
+
+// testViewsOfChain: what is done above a snapshot does not show in its views.
+func testViewsOfChain(f *fixture) {
+	f.needMounts()
+	parent := ""
+	views := map[string][]object.Mount{}
+	for _, name := range []string{"a", "b", "c"} {
+		f.layer(name, parent, func(root string) { f.file(root, "f", name); f.file(root, name, name) })
+		m, err := f.View(f.ctx, "view-"+name, name, nil)
+		f.must(err)
+		views[name] = m
+		parent = name
+	}
+	f.in(f.prepare("active", "c"), func(root string) { f.must(os.RemoveAll(filepath.Join(root, "a"))); f.file(root, "f", "active") })
+	for name, want := range map[string][]string{"a": {"f", "a"}, "b": {"f", "a", "b"}, "c": {"f", "a", "b", "c"}} {
+		f.in(views[name], func(root string) {
+			f.tree(root, want...)
+			f.content(root, "f", name)
+		})
+	}
+}
+
+// testRemap: a snapshotter with the capability shows the files of a container
+// with a user namespace as its own.
+func testRemap(f *fixture) {
+	f.needMounts()
+	b, ok := f.Snapshotter.(snapshot.Backend)
+	if !ok || !slices.Contains(b.Capabilities(), "remap-ids") {
+		f.Skip("not for this snapshotter, or not on this host")
+	}
+	f.layer("one", "", func(root string) { f.file(root, "one", "x") })
+	f.layer("two", "one", func(root string) {
+		f.file(root, "two", "x")
+		f.must(os.Chown(filepath.Join(root, "two"), 7, 8))
+	})
+	labels := map[string]string{snapshot.LabelUIDMapping: "0:100000:65536", snapshot.LabelGIDMapping: "0:200000:65536"}
+	for _, parent := range []string{"one", "two"} {
+		m, err := f.Prepare(f.ctx, "on-"+parent, parent, labels)
+		f.must(err)
+		f.in(m, func(root string) {
+			for name, id := range map[string]uint32{"": 0, "one": 0, "two": 7} {
+				if name == "two" && parent == "one" {
+					continue
+				}
+				var st unix.Stat_t
+				f.must(unix.Stat(filepath.Join(root, name), &st))
+				gid := id
+				if id == 7 {
+					gid = 8
+				}
+				if st.Uid != 100000+id || st.Gid != 200000+gid {
+					f.Errorf("on %s: owner of %q is %d:%d", parent, name, st.Uid, st.Gid)
+				}
+			}
+		})
+	}
+	// Without parents the directory itself has the owner.
+	_, err := f.Prepare(f.ctx, "bad", "", map[string]string{snapshot.LabelUIDMapping: "5:100000:1", snapshot.LabelGIDMapping: "0:1:1"})
+	f.is(err, errdefs.ErrInvalidArgument)
 }
 
 func testFilesSurvive(f *fixture) {
@@ -178,7 +280,7 @@ func testViewReadOnly(f *fixture) {
 
 func testDeepChain(f *fixture) {
 	f.needMounts()
-	const layers = 40
+	layers := cmp.Or(f.config.Depth, 40)
 	parent := ""
 	var want []string
 	for i := range layers {

@@ -34,6 +34,8 @@ type Config struct {
 	Slack int64
 	// NoHoles: sparse files are not kept sparse.
 	NoHoles bool
+	// Depth is how many layers the longest chain has; 40 when 0.
+	Depth int
 	// MaxName is the longest name of a file; 255 when 0.
 	MaxName int
 }
@@ -54,6 +56,9 @@ func Run(t *testing.T, c Config) {
 		"Rebase":       testRebase,
 		"Usage":        testUsage,
 		"Layers":       testLayers,
+		"Renames":      testRenames,
+		"Remap":        testRemap,
+		"ViewsOfChain": testViewsOfChain,
 		"FilesSurvive": testFilesSurvive,
 		"ViewReadOnly": testViewReadOnly,
 		"DeepChain":    testDeepChain,
@@ -257,7 +262,7 @@ func (f *fixture) labels(key string, want map[string]string) {
 func testWalk(f *fixture) {
 	f.must(f.Walk(f.ctx, func(object.SnapshotInfo) error { return errors.New("there is none") }))
 	f.layer("base", "", nil)
-	_, err := f.Prepare(f.ctx, "a", "base", map[string]string{"team": "x"})
+	_, err := f.Prepare(f.ctx, "a", "base", map[string]string{"team": "x", "example.com/with.dots": "y"})
 	f.must(err)
 	_, err = f.View(f.ctx, "v", "base", nil)
 	f.must(err)
@@ -271,6 +276,12 @@ func testWalk(f *fixture) {
 		{[]string{"parent==base"}, []string{"a", "v"}},
 		{[]string{"labels.team==x"}, []string{"a"}},
 		{[]string{"name==none"}, nil},
+		{[]string{`labels."example.com/with.dots"==y`}, []string{"a"}},
+		{[]string{"labels.team"}, []string{"a"}},
+		{[]string{"parent==base,kind==view"}, []string{"v"}},
+		{[]string{"name~=^[ab]"}, []string{"a", "base"}},
+		{[]string{"kind!=committed"}, []string{"a", "v"}},
+		{[]string{"unknown==x"}, nil},
 	} {
 		var got []string
 		f.must(f.Walk(f.ctx, func(i object.SnapshotInfo) error { got = append(got, i.Name); return nil }, c.filters...))

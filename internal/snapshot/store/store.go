@@ -45,20 +45,26 @@ type Store struct {
 	last    uint64         // identifier given
 	pending map[uint64]int // identifiers whose record is being made or changed: how often
 
+	kept    map[string]bool // identifiers that a rescue has found without a record
+	rescued error
+
 	cleaning sync.Mutex // held by Cleanup, for its whole time
 }
 
 // Open opens or makes a store below root, which it makes if need be.
+//
+// A damaged database is no error: it is replaced by what could be saved of it,
+// see Rescued.
 func Open(root string, now func() time.Time) (*Store, error) {
 	dir := filepath.Join(root, "snapshots")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	db, err := boltx.Open(filepath.Join(root, "metadata.db"), "snapshot")
+	db, rescued, err := openDatabase(root, now())
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot store: %w", err)
 	}
-	s := &Store{root: root, db: db, now: now, pending: map[uint64]int{}}
+	s := &Store{root: root, db: db, now: now, pending: map[uint64]int{}, kept: readKept(root), rescued: rescued}
 	if err := s.readLast(dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshot store %s: %w", root, err), db.Close())
 	}
@@ -456,7 +462,7 @@ func (s *Store) Sweep(ctx context.Context, places ...Place) error {
 				return err
 			}
 			kind, recorded := kinds[name]
-			if pending[name] || recorded && (p.Kinds == nil || slices.Contains(p.Kinds, kind)) {
+			if pending[name] || s.kept[name] || recorded && (p.Kinds == nil || slices.Contains(p.Kinds, kind)) {
 				continue
 			}
 			failpoint.Hit("snapshot.cleanup.before-files")

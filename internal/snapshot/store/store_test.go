@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -167,4 +168,32 @@ func FuzzRecord(f *testing.F) {
 		_, _ = s.Get("a")
 		_ = s.Walk(t.Context(), func(Snapshot) error { return nil })
 	})
+}
+
+// One directory that cannot be removed costs that one.
+func TestSweepGoesOn(t *testing.T) {
+	s, err := Open(t.TempDir(), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	dir := filepath.Join(s.Root(), "snapshots")
+	for _, name := range []string{"7", "8", "9"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stuck := errors.New("stuck")
+	err = s.Sweep(t.Context(), Place{Dir: dir, Remove: func(path string) error {
+		if filepath.Base(path) == "8" {
+			return stuck
+		}
+		return os.Remove(path)
+	}})
+	if !errors.Is(err, stuck) {
+		t.Errorf("error %v", err)
+	}
+	if left, err := dirNames(dir); err != nil || !slices.Equal(left, []string{"8"}) {
+		t.Errorf("left: %v %v", left, err)
+	}
 }

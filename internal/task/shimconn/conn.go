@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 
+	"berth/internal/trace"
 	"berth/internal/wire"
 
 	"github.com/containerd/errdefs"
@@ -45,6 +47,11 @@ func newConn() *Conn { return &Conn{lost: make(chan struct{})} }
 
 // Connect dials the shim. The caller closes the connection.
 func Connect(ctx context.Context, protocol, address string) (*Conn, error) {
+	if protocol == "grpc" && strings.HasPrefix(address, "/") {
+		// Compat: shims tell the bare path where gRPC is spoken; without a scheme
+		// an address is an abstract socket elsewhere.
+		address = "unix://" + address
+	}
 	raw, err := dial(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim at %s: %w", address, err)
@@ -136,7 +143,11 @@ func (c *Conn) Invoke(ctx context.Context, service, namespace, method string, re
 	}
 	var err error
 	if c.ttrpc != nil {
-		ctx := ttrpc.WithMetadata(ctx, ttrpc.MD{"containerd-namespace-ttrpc": {namespace}})
+		md := ttrpc.MD{"containerd-namespace-ttrpc": {namespace}}
+		if span := trace.FromContext(ctx); span != nil {
+			md.Set("traceparent", span.Header()) // for shims that trace
+		}
+		ctx := ttrpc.WithMetadata(ctx, md)
 		err = c.ttrpc.Call(ctx, service, method, req, resp)
 	} else {
 		ctx := metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)

@@ -47,6 +47,24 @@ func TestListen(t *testing.T) {
 	unix.Close(fd)
 }
 
+// Where gRPC is spoken a bare path is a path.
+func TestBarePath(t *testing.T) {
+	path := shortDir(t) + "/x"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := Connect(t.Context(), "grpc", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if _, err := Connect(t.Context(), "ttrpc", path); !NobodyListens(err) {
+		t.Errorf("without a scheme ttrpc's sockets are abstract: %v", err)
+	}
+}
+
 // A listener that never answers, and then ends.
 func TestLoss(t *testing.T) {
 	for _, protocol := range []string{"ttrpc", "grpc"} {
@@ -89,7 +107,8 @@ func TestLoss(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	for address, kind := range map[string]func(error) bool{
-		"vsock://3:1024":            errdefs.IsNotImplemented,
+		"vsock://nobody":            errdefs.IsInvalidArgument,
+		"vsock://4000000000:1024":   func(err error) bool { return !errdefs.IsInvalidArgument(err) }, // no such machine
 		"tcp://127.0.0.1:1":         errdefs.IsNotImplemented,
 		"hvsock:///nonexistent":     errdefs.IsInvalidArgument,
 		"hvsock:///nonexistent:1":   NobodyListens,

@@ -64,8 +64,8 @@ func listenOnce(path string) (int, error) {
 	return fd, nil
 }
 
-// dial connects to a shim. Addresses are unix://PATH, hvsock://PATH:PORT, or the
-// name of an abstract socket.
+// dial connects to a shim. Addresses are unix://PATH, vsock://CID:PORT,
+// hvsock://PATH:PORT, or the name of an abstract socket.
 func dial(ctx context.Context, address string) (net.Conn, error) {
 	var d net.Dialer
 	scheme, rest, ok := strings.Cut(address, "://")
@@ -76,6 +76,8 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 		return d.DialContext(ctx, "unix", rest)
 	case scheme == "hvsock":
 		return dialHybrid(ctx, rest)
+	case scheme == "vsock":
+		return dialVsock(ctx, rest)
 	default:
 		return nil, fmt.Errorf("shim address %q: scheme %s is not supported: %w", address, scheme, errdefs.ErrNotImplemented)
 	}
