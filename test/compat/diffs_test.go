@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// both runs the two daemons side by side.
-func both(t *testing.T) (ours, theirs snapshotClient) {
+// snapshotClients runs the two daemons side by side.
+func snapshotClients(t *testing.T) (ours, theirs snapshotClient) {
 	t.Helper()
 	leased := func(bin string) snapshotClient {
 		s := newGround(t, "").start(bin)
@@ -90,7 +90,7 @@ func (s snapshotClient) entries(desc ispec.Descriptor) []string {
 
 // TestDiffIsTheirs compares the layers that both daemons make of one change.
 func TestDiffIsTheirs(t *testing.T) {
-	ours, theirs := both(t)
+	ours, theirs := snapshotClients(t)
 	base := map[string]string{"keep": "k", "gone": "g", "dir/a": "a", "dir/b": "b", "replaced/x": "x", "type": "file", "deep/er/est": "d", "meta": "m"}
 	for _, snapshotter := range []string{"overlayfs", "native"} {
 		theirs.layer(snapshotter, "base", "", base)
@@ -264,7 +264,7 @@ func (s snapshotClient) look(mounts []mount.Mount) []string {
 // TestApplyIsTheirs has both daemons apply the same layers and compares what
 // comes out, and which layers both refuse.
 func TestApplyIsTheirs(t *testing.T) {
-	ours, theirs := both(t)
+	ours, theirs := snapshotClients(t)
 	const dir, reg = tar.TypeDir, tar.TypeReg
 	layers := [][]byte{
 		layerOf(t,
@@ -306,7 +306,7 @@ func TestApplyIsTheirs(t *testing.T) {
 
 // TestApplyRefusals: what one refuses the other refuses, with the same kind.
 func TestApplyRefusals(t *testing.T) {
-	ours, theirs := both(t)
+	ours, theirs := snapshotClients(t)
 	good := layerOf(t, tar.Header{Name: "f", Typeflag: tar.TypeReg})
 	for name, desc := range map[string]func(s snapshotClient) ispec.Descriptor{
 		"no blob": func(snapshotClient) ispec.Descriptor {
