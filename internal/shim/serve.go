@@ -83,7 +83,7 @@ func (h *host) serve(ctx context.Context, cfg Config) (clean bool, _ error) {
 	defer cancel()
 	r := newReaper()
 	end := newEnding()
-	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) }, func() { end.unneeded() })
+	s := newService(ctx, cfg.Namespace, cfg.Log, r, h.pub.publish, func() { end.within(lastContainer) }, func() { end.failed() })
 	defer s.idle.Stop()
 	end.seal = s.seal
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(statuses))
@@ -150,9 +150,17 @@ func (e *ending) within(d time.Duration) {
 func (e *ending) try() {
 	if e.seal() {
 		e.now()
-	} else {
-		e.leaving.Store(false)
 	}
+}
+
+// failed is called when the only container could not be made: a shim that was told
+// to end meanwhile does so now.
+func (e *ending) failed() {
+	if e.leaving.Load() {
+		e.within(flushResponse)
+		return
+	}
+	e.unneeded()
 }
 
 func (e *ending) now() { e.once.Do(func() { close(e.done) }) }

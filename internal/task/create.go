@@ -180,7 +180,7 @@ func (m *Manager) undo(t *task, s *shim, p plan) {
 		}
 	}
 	t.bundle.restore()
-	if alone && !s.own {
+	if alone && (!s.own || !s.isDead()) {
 		m.undoForeign(ctx, t, s)
 		orderly = false
 	}
