@@ -139,7 +139,7 @@ func (b *both) forget(t *testing.T, before int, ids func(context.Context, grpc.C
 	}
 	for _, conn := range []grpc.ClientConnInterface{b.ours, b.theirs} {
 		for _, ns := range []string{"a", "b"} {
-			ctx := in(t, ns)
+			ctx := withNamespace(t, ns)
 			for _, id := range ids(ctx, conn) {
 				if err := remove(ctx, conn, id); err != nil {
 					t.Fatalf("remove %s: %v", id, err)
@@ -189,7 +189,7 @@ func plain(m protoreflect.Message) {
 	})
 }
 
-func in(t *testing.T, namespace string, more ...string) context.Context {
+func withNamespace(t *testing.T, namespace string, more ...string) context.Context {
 	return metadata.AppendToOutgoingContext(t.Context(), append([]string{"containerd-namespace", namespace}, more...)...)
 }
 
@@ -280,7 +280,7 @@ func TestContainerRecords(t *testing.T) {
 	}
 	service := containersapi.NewContainersClient
 	for range 700 {
-		ctx, before := in(t, pick(c, "a", "b")), b.bad
+		ctx, before := withNamespace(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.CreateContainerRequest, ...grpc.CallOption) (*containersapi.CreateContainerResponse, error) {
@@ -364,7 +364,7 @@ func TestImageRecords(t *testing.T) {
 	}
 	service := imagesapi.NewImagesClient
 	for range 700 {
-		ctx, before := in(t, pick(c, "a", "b")), b.bad
+		ctx, before := withNamespace(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *imagesapi.CreateImageRequest, ...grpc.CallOption) (*imagesapi.CreateImageResponse, error) {
@@ -415,7 +415,7 @@ func TestLeaseRecords(t *testing.T) {
 		}
 	}
 	for range 600 {
-		ctx, before := in(t, pick(c, "a", "b")), b.bad
+		ctx, before := withNamespace(t, pick(c, "a", "b")), b.bad
 		id := c.id()
 		switch c.IntN(6) {
 		case 0:
@@ -516,7 +516,7 @@ func TestNamespaceRecords(t *testing.T) {
 			}, &namespacesapi.GetNamespaceRequest{Name: ns.Name})
 		case 6:
 			// Something that keeps it from being deleted, or not.
-			ctx := in(t, ns.Name)
+			ctx := withNamespace(t, ns.Name)
 			switch c.IntN(3) {
 			case 0:
 				askBoth(t, b, ctx, "image in", func(conn grpc.ClientConnInterface) func(context.Context, *imagesapi.CreateImageRequest, ...grpc.CallOption) (*imagesapi.CreateImageResponse, error) {
@@ -556,7 +556,7 @@ func TestSandboxRecords(t *testing.T) {
 		}
 	}
 	for range 500 {
-		ctx, before := in(t, pick(c, "a", "b")), b.bad
+		ctx, before := withNamespace(t, pick(c, "a", "b")), b.bad
 		switch c.IntN(6) {
 		case 0, 1:
 			askBoth(t, b, ctx, "create", func(conn grpc.ClientConnInterface) func(context.Context, *sandboxapi.StoreCreateRequest, ...grpc.CallOption) (*sandboxapi.StoreCreateResponse, error) {
@@ -644,7 +644,7 @@ func TestFilters(t *testing.T) {
 		for id, labels := range map[string]map[string]string{
 			"one": {"k": "v", "a.b/c": "1"}, "two": {"k": "w", "a": "b", "ä": "é"}, "three": nil, "four": {"v": "v", "0": "1", "_x": "a b", "quo\"ted": "x"},
 		} {
-			if _, err := service(conn).Create(in(t, "a"), &containersapi.CreateContainerRequest{Container: &containersapi.Container{
+			if _, err := service(conn).Create(withNamespace(t, "a"), &containersapi.CreateContainerRequest{Container: &containersapi.Container{
 				ID: id, Labels: labels, Image: "docker.io/library/x:1", Runtime: &containersapi.Container_Runtime{Name: "r"}, Spec: &anypb.Any{TypeUrl: "x"},
 			}}); err != nil {
 				t.Fatal(err)
@@ -657,7 +657,7 @@ func TestFilters(t *testing.T) {
 		if c.IntN(5) == 0 {
 			req.Filters = append(req.Filters, c.filter())
 		}
-		if _, ok := askBoth(t, b, in(t, "a"), "list", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.ListContainersRequest, ...grpc.CallOption) (*containersapi.ListContainersResponse, error) {
+		if _, ok := askBoth(t, b, withNamespace(t, "a"), "list", func(conn grpc.ClientConnInterface) func(context.Context, *containersapi.ListContainersRequest, ...grpc.CallOption) (*containersapi.ListContainersResponse, error) {
 			return service(conn).List
 		}, req); ok {
 			accepted++

@@ -75,7 +75,7 @@ func TestThousandClients(t *testing.T) {
 	daemon := start()
 	goroutines, descriptors := goroutinesOf(t, dir+"/debug.sock"), descriptorsOf(t, daemon.Process.Pid)
 
-	ctx := in(t, "thousand")
+	ctx := withNamespace(t, "thousand")
 	var mu sync.Mutex
 	want := map[string]string{} // ID of a container to its label
 	gone := map[string]bool{}
