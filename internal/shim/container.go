@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"berth/internal/cgroup"
 	"berth/internal/failpoint"
@@ -58,8 +59,13 @@ func (c *container) stdioOptions() stdio.Options {
 	return stdio.Options{
 		UID: int(c.options.IoUid), GID: int(c.options.IoGid),
 		Namespace: c.service.namespace, ID: c.id,
+		Patience: clientPatience,
 	}
 }
+
+// clientPatience is how long a client may take to open its end of an output once it
+// has asked for the process. containerd's shims wait for as long as the call lasts.
+const clientPatience = 3 * time.Second
 
 // create makes the container with its init process. A failure leaves nothing.
 func (c *container) create(ctx context.Context, req createRequest) (err error) {

@@ -2,12 +2,14 @@ package stdio
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -66,7 +68,7 @@ func (s *Streams) pipeOutputs(ctx context.Context, opts Options) error {
 			s.child[2] = os.NewFile(uintptr(fd), path)
 			continue
 		}
-		out, err := openOutput(path)
+		out, err := openOutput(ctx, path, opts.Patience)
 		if err != nil {
 			return err
 		}
@@ -102,7 +104,7 @@ func (s *Streams) attachOutput(ctx context.Context, console *os.File, opts Optio
 	if path == "" {
 		path = os.DevNull // somebody must read, or the process stops when the terminal is full
 	}
-	out, err := openOutput(path)
+	out, err := openOutput(ctx, path, opts.Patience)
 	if err != nil {
 		return err
 	}
@@ -178,7 +180,7 @@ func (s *Streams) dismiss(l *lateFIFO) {
 }
 
 // openOutput opens a FIFO, a file:// URI or a plain file for writing.
-func openOutput(path string) (output, error) {
+func openOutput(ctx context.Context, path string, patience time.Duration) (output, error) {
 	if strings.Contains(path, "://") {
 		u, err := url.Parse(path)
 		if err != nil {
@@ -207,9 +209,52 @@ func openOutput(path string) (output, error) {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 		return output{file: f}, err
 	}
-	// Opening a FIFO for both never waits (fifo(7)).
+	w, err := awaitReader(ctx, path, patience)
+	if err != nil {
+		return output{}, err
+	}
+	// Opening a FIFO for both never waits (fifo(7)). Only then is the write end
+	// closed, or the reader would find the end of the stream.
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	w.Close()
 	return output{file: f, fifo: true}, err
+}
+
+// awaitReader waits, for the patience given and as long as ctx at most, until
+// somebody opens a FIFO for reading, and returns a write end.
+//
+// Clients open their ends beside the call that has a process made, and give up
+// those that are not open when it has ended: of one that is quicker than its client
+// they would see nothing.
+func awaitReader(ctx context.Context, path string, patience time.Duration) (*os.File, error) {
+	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if !errors.Is(err, unix.ENXIO) {
+		return w, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	type result struct {
+		w   *os.File
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() { // waits on a thread of its own
+		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		opened <- result{w, err}
+	}()
+	select {
+	case r := <-opened:
+		return r.w, r.err
+	case <-ctx.Done():
+	}
+	// A reader of our own lets it go. What is written waits for the client.
+	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err // the client has removed the FIFO: the goroutine waits on
+	}
+	defer r.Close()
+	late := <-opened
+	return late.w, late.err
 }
 
 func checkFIFO(path string) error {

@@ -63,10 +63,12 @@ type Options struct {
 	UID, GID int
 	// Namespace and ID are told to logger programs.
 	Namespace, ID string
+	// Patience is how long Open and Attach wait for a client to open its end of an
+	// output that is a FIFO.
+	Patience time.Duration
 }
 
-// Open prepares the streams that io names. It does not wait for a client to
-// open its ends of FIFOs, which must exist.
+// Open prepares the streams that io names. FIFOs must exist.
 func Open(ctx context.Context, io live.TaskIO, opts Options) (_ *Streams, err error) {
 	s := &Streams{io: io}
 	defer func() {

@@ -161,6 +161,52 @@ func TestLateClient(t *testing.T) {
 	}
 }
 
+// A client that is slow to open its end is waited for: the process has not begun.
+func TestSlowClient(t *testing.T) {
+	path := fifo(t, "out")
+	opened := make(chan *Streams)
+	go func() {
+		s, err := Open(t.Context(), live.TaskIO{Stdout: path}, Options{Patience: time.Hour})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- s
+	}()
+	r, err := os.Open(path) // waits for the other side, which waits for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := <-opened
+	_, out, _ := s.Child()
+	theirs := own(t, out)
+	s.Started()
+	if _, err := theirs.WriteString("hello"); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	if b, err := io.ReadAll(r); err != nil || string(b) != "hello" {
+		t.Errorf("%q, %v", b, err)
+	}
+	s.Close()
+}
+
+// One that never comes is not waited for beyond the patience.
+func TestNoClient(t *testing.T) {
+	path := fifo(t, "out")
+	s, err := Open(t.Context(), live.TaskIO{Stdout: path}, Options{Patience: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if s, err = Open(ctx, live.TaskIO{Stdout: path}, Options{Patience: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
 func TestCloseDismissesLateClients(t *testing.T) {
 	out := fifo(t, "out")
 	s := open(t, live.TaskIO{Stdout: out})
@@ -477,7 +523,7 @@ func FuzzOutput(f *testing.F) {
 			t.Skip("would make files")
 		}
 		_, _ = loggerURI(path)
-		if out, err := openOutput(path); err == nil {
+		if out, err := openOutput(t.Context(), path, 0); err == nil {
 			if !filepath.IsAbs(out.file.Name()) {
 				t.Errorf("%q led to %s", path, out.file.Name())
 			}
