@@ -267,6 +267,7 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	pio.finish()
+	procio.Discard(state.Stdin, state.Stdout, state.Stderr)
 	return exitWith(e.status)
 }
 
@@ -280,7 +281,12 @@ func deleteTasksAction(ctx context.Context, cmd *cli.Command, s *session) error 
 				p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
 			}
 		}
-		return p.delete(ctx)
+		state, _ := p.state(ctx)
+		status, err := p.delete(ctx)
+		if err == nil {
+			procio.Discard(state.GetStdin(), state.GetStdout(), state.GetStderr())
+		}
+		return status, err
 	}
 	if execID := cmd.String("exec-id"); execID != "" {
 		status, err := remove(s.process(cmd.Args().First(), execID))

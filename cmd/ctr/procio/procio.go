@@ -87,6 +87,18 @@ func (p *Pipes) Remove() {
 	}
 }
 
+// Discard takes away the pipes that the program which started a process has made for
+// it, and their directory when nothing else is in it. Other paths, and URIs, are left
+// alone.
+func Discard(paths ...string) {
+	for _, path := range paths {
+		if st, err := os.Lstat(path); filepath.IsAbs(path) && err == nil && st.Mode()&os.ModeNamedPipe != 0 {
+			os.Remove(path)
+			os.Remove(filepath.Dir(path)) // fails if it is not empty
+		}
+	}
+}
+
 // Streams are what the process's streams are joined with. Nil ones are left
 // alone.
 type Streams struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -126,4 +127,21 @@ func TestCloseWithoutPeer(t *testing.T) {
 		t.Error("Close did not end the copying")
 	}
 	p.Remove()
+}
+
+func TestDiscard(t *testing.T) {
+	dir := t.TempDir()
+	p, err := New(dir, "c", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "log")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	Discard(p.Stdin, p.Stdout, p.Stderr, "", "file://"+file, file)
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "log" {
+		t.Errorf("%v, %v", left, err)
+	}
 }
