@@ -79,8 +79,11 @@ func (d *DB) ViewFile(fn func(*File) error) error {
 
 // Find returns the value of the bucket that is reached by these names, for
 // Bucket; nil when there is none.
-func (f *File) Find(names ...string) (value []byte, err error) {
-	value = f.Root
+func (f *File) Find(names ...string) (value []byte, err error) { return f.Within(f.Root, names...) }
+
+// Within is Find that begins in a bucket.
+func (f *File) Within(bucket []byte, names ...string) (value []byte, err error) {
+	value = bucket
 	for _, name := range names {
 		var next []byte
 		if err := f.Bucket(value, func(k, v []byte, isBucket bool) error {

@@ -159,7 +159,7 @@ func (db *DB) orphanSnapshots(ctx context.Context, name string, b *backend) ([]o
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
-	childrenFirst(keys, parents)
+	keys = slices.Concat(generations(keys, parents)...)
 	slices.Reverse(keys)
 	var found []orphan
 	for _, k := range keys {

@@ -33,10 +33,13 @@ const (
 	cleanSuffix  = ".clean"
 	backupMagic  = "berth backup v1\n"
 
-	// backupAfter commits, or backupEvery after the first, a backup is made:
-	// that is what a lost file costs at most.
-	backupAfter = 2000
+	// backupEvery after the first commit a backup is made: that is what a lost
+	// file costs at most. It is made earlier when there were backupAfter commits
+	// and then none for backupQuiet: while much is written, a backup would take
+	// the processor and the disk from it, and soon be out of date.
 	backupEvery = 5 * time.Minute
+	backupAfter = 2000
+	backupQuiet = 2 * time.Second
 )
 
 // backups makes backups in the background. No timer runs while nothing is
@@ -45,7 +48,9 @@ type backups struct {
 	run func() // in a goroutine of its own
 
 	mu      sync.Mutex
-	commits int
+	commits int       // since the last backup
+	first   time.Time // of them
+	seen    int       // of them, when the timer was set
 	running bool
 	closed  bool
 	timer   *time.Timer // runs while commits > 0
@@ -61,15 +66,28 @@ func (b *backups) committed() {
 		return
 	}
 	if b.commits == 1 {
-		b.timer = time.AfterFunc(backupEvery, b.fire)
+		b.wait()
 	} else if b.commits == backupAfter {
-		b.timer.Reset(0)
+		b.seen = b.commits
+		b.timer.Reset(backupQuiet)
 	}
+}
+
+// wait sets the timer for the commits from now on; b.mu is held.
+func (b *backups) wait() {
+	b.first, b.seen = time.Now(), b.commits
+	b.timer = time.AfterFunc(backupEvery, b.fire)
 }
 
 func (b *backups) fire() {
 	b.mu.Lock()
 	if b.closed || b.running {
+		b.mu.Unlock()
+		return
+	}
+	if left := backupEvery - time.Since(b.first); b.commits != b.seen && left > 0 {
+		b.seen = b.commits
+		b.timer.Reset(min(backupQuiet, left))
 		b.mu.Unlock()
 		return
 	}
@@ -82,7 +100,7 @@ func (b *backups) fire() {
 	defer b.mu.Unlock()
 	b.running = false
 	if b.commits > 0 && !b.closed {
-		b.timer = time.AfterFunc(backupEvery, b.fire)
+		b.wait()
 	}
 }
 

@@ -13,6 +13,31 @@ type claims struct {
 	mu     sync.Mutex
 	held   map[string]int
 	doomed map[string]chan struct{}
+	// watches are those of the collector's cleaners that are at work.
+	watches map[*watch]struct{}
+}
+
+// watch has what was held when it began, or has been since. Belongs to the mutex
+// of claims.
+type watch map[string]struct{}
+
+// watch begins a watch, which the caller ends.
+func (c *claims) watch() (w *watch, end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w = &watch{}
+	for key := range c.held {
+		(*w)[key] = struct{}{}
+	}
+	if c.watches == nil {
+		c.watches = map[*watch]struct{}{}
+	}
+	c.watches[w] = struct{}{}
+	return w, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.watches, w)
+	}
 }
 
 // hold waits while the object is being deleted, no longer than ctx lasts, and
@@ -26,6 +51,9 @@ func (c *claims) hold(ctx context.Context, key string) error {
 				c.held = map[string]int{}
 			}
 			c.held[key]++
+			for w := range c.watches {
+				(*w)[key] = struct{}{}
+			}
 			c.mu.Unlock()
 			return nil
 		}
@@ -46,11 +74,12 @@ func (c *claims) release(key string) {
 	}
 }
 
-// doom reserves the object for deletion; false when somebody holds it.
-func (c *claims) doom(key string) bool {
+// doom reserves the object for deletion; false when somebody holds it, or has
+// since the watch began.
+func (c *claims) doom(key string, since *watch) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held[key] > 0 || c.doomed[key] != nil {
+	if _, held := (*since)[key]; held || c.held[key] > 0 || c.doomed[key] != nil {
 		return false
 	}
 	if c.doomed == nil {

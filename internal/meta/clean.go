@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"berth/internal/boltx"
 	"berth/internal/content"
 	"berth/internal/events"
 	"berth/internal/failpoint"
@@ -26,6 +28,9 @@ const (
 	// doomBatch bounds how many objects are doomed at a time: who wants one of
 	// them waits until its turn has come.
 	doomBatch = 32
+	// removers is how many objects are removed at a time: the records of a backend
+	// then share the flush of a commit, for which others wait too.
+	removers = 8
 	// cleanerTimeout is how long a collection waits for what an earlier one still
 	// removes from a backend: that may hang, and is then left to itself.
 	cleanerTimeout = 2 * time.Second
@@ -180,6 +185,8 @@ func (db *DB) namedBlobs(ctx context.Context) (blobs, ingests namedObjects, err 
 }
 
 func (db *DB) cleanContent(ctx context.Context) error {
+	since, end := db.claims.watch()
+	defer end()
 	blobs, ingests, err := db.namedBlobs(ctx)
 	if err != nil {
 		return err
@@ -193,12 +200,9 @@ func (db *DB) cleanContent(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("look for blobs: %w", err)
 	}
-	failed := db.removeDoomed(ctx, garbage, func(d string) string { return contentClaim(digest.Digest(d)) },
-		func(ctx context.Context) (namedObjects, error) {
-			blobs, _, err := db.namedBlobs(ctx)
-			return blobs, err
-		},
-		func(ctx context.Context, d string) error { return db.content.store.Delete(ctx, digest.Digest(d)) })
+	d := doomed{&db.content.cleaning, since, func(d string) string { return contentClaim(digest.Digest(d)) },
+		func(ctx context.Context, d string) error { return db.content.store.Delete(ctx, digest.Digest(d)) }}
+	failed := db.removeDoomed(ctx, d, garbage)
 	return errors.Join(failed, db.cleanIngests(ctx, ingests))
 }
 
@@ -232,20 +236,47 @@ func (db *DB) cleanIngests(ctx context.Context, before namedObjects) error {
 	return failed
 }
 
+// namedSnapshots reads the file itself: there are many, and a collection must not
+// keep a processor busy for long.
 func (db *DB) namedSnapshots(ctx context.Context, snapshotter string) (keys namedObjects, err error) {
-	keys = namedObjects{}
-	err = db.view(ctx, func(tx *bolt.Tx) error {
-		return records(tx.Bucket([]byte(schemaVersion)), func(_ []byte, ns *bolt.Bucket) error {
-			return records(sub(ns, keySnapshots, snapshotter), func(_ []byte, b *bolt.Bucket) error {
-				keys.add(getString(b, keyName))
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	err = db.bolt.ViewFile(func(f *boltx.File) error {
+		keys = namedObjects{}
+		field := func(k, v []byte, isBucket bool) error {
+			if !isBucket && string(k) == keyName {
+				keys.add(string(v))
+			}
+			return nil
+		}
+		record := func(_, v []byte, isBucket bool) error {
+			if !isBucket {
 				return nil
-			})
-		})
+			}
+			return f.Bucket(v, field, fail)
+		}
+		v1, err := f.Find(schemaVersion)
+		if err != nil || v1 == nil {
+			return err
+		}
+		return f.Bucket(v1, func(_, ns []byte, isBucket bool) error {
+			if !isBucket {
+				return nil
+			}
+			all, err := f.Within(ns, keySnapshots, snapshotter)
+			if err != nil || all == nil {
+				return err
+			}
+			return f.Bucket(all, record, fail)
+		}, fail)
 	})
 	return keys, err
 }
 
 func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
+	since, end := db.claims.watch()
+	defer end()
 	keys, err := db.namedSnapshots(ctx, b.name)
 	if err != nil {
 		return err
@@ -253,24 +284,22 @@ func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
 	parents := map[string]string{}
 	var garbage []string
 	if err := b.Walk(ctx, func(info object.SnapshotInfo) error {
-		parents[info.Name] = info.Parent
 		if _, ok := keys[info.Name]; !ok {
+			parents[info.Name] = info.Parent
 			garbage = append(garbage, info.Name)
 		}
 		return nil
 	}); err != nil {
 		return fmt.Errorf("look for snapshots: %w", err)
 	}
-	childrenFirst(garbage, parents)
-	failed := db.removeDoomed(ctx, garbage, b.claim,
-		func(ctx context.Context) (namedObjects, error) { return db.namedSnapshots(ctx, b.name) },
-		func(ctx context.Context, key string) error {
-			err := b.Remove(ctx, key)
-			if errdefs.IsFailedPrecondition(err) {
-				return nil // a child is in use
-			}
-			return err
-		})
+	d := doomed{&b.cleaning, since, b.claim, func(ctx context.Context, key string) error {
+		err := b.Remove(ctx, key)
+		if errdefs.IsFailedPrecondition(err) {
+			return nil // a child is in use
+		}
+		return err
+	}}
+	failed := db.removeDoomed(ctx, d, generations(garbage, parents)...)
 	failpoint.Hit("meta.gc.before-cleanup")
 	if c, ok := b.Backend.(snapshot.Cleaner); ok {
 		if err := db.call(ctx, c.Cleanup); err != nil && !errdefs.IsNotImplemented(err) {
@@ -280,48 +309,78 @@ func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
 	return failed
 }
 
-// childrenFirst sorts snapshots so that each comes before its parent.
-func childrenFirst(keys []string, parents map[string]string) {
+// generations puts snapshots into groups, so that each comes in an earlier one
+// than its parent. The parents are those of the snapshots themselves.
+func generations(keys []string, parents map[string]string) [][]string {
 	depth := func(key string) (n int) {
-		for key != "" && n <= len(parents) { // a cycle is not worth an endless loop
-			key = parents[key]
-			n++
+		for ; n <= len(parents); n++ { // a cycle is not worth an endless loop
+			parent, ok := parents[key]
+			if !ok {
+				break
+			}
+			key = parent
 		}
 		return n
 	}
-	depths := make(map[string]int, len(keys))
+	groups := map[int][]string{}
 	for _, k := range keys {
-		depths[k] = depth(k)
+		n := depth(k)
+		groups[n] = append(groups[n], k)
 	}
-	slices.SortStableFunc(keys, func(a, b string) int { return depths[b] - depths[a] })
+	var sorted [][]string
+	for _, n := range slices.Backward(slices.Sorted(maps.Keys(groups))) {
+		sorted = append(sorted, groups[n])
+	}
+	return sorted
 }
 
-// removeDoomed removes objects that no record names. It returns what went
-// wrong with single ones, having tried all.
-func (db *DB) removeDoomed(ctx context.Context, garbage []string, claim func(string) string,
-	named func(context.Context) (namedObjects, error), remove func(context.Context, string) error) error {
+// doomed is how the objects of one backend are removed that no record named since
+// the watch began.
+type doomed struct {
+	of     *cleaning
+	since  *watch
+	claim  func(key string) string
+	remove func(ctx context.Context, key string) error
+}
+
+// removeDoomed removes objects, one group after the other, but several of a group
+// at a time. It returns what went wrong with single ones, having tried all. What
+// somebody has claimed meanwhile is left to the next collection.
+func (db *DB) removeDoomed(ctx context.Context, d doomed, groups ...[]string) error {
+	var mu sync.Mutex
 	var failed error
-	for batch := range slices.Chunk(garbage, doomBatch) {
-		var doomed []string
-		for _, key := range batch {
-			if db.claims.doom(claim(key)) {
-				doomed = append(doomed, key)
-			}
+	remove := func(key string) {
+		defer db.claims.pardon(d.claim(key))
+		failpoint.Hit("meta.gc.before-remove")
+		if err := db.call(ctx, func(ctx context.Context) error { return d.remove(ctx, key) }); err != nil && !errdefs.IsNotFound(err) {
+			mu.Lock()
+			defer mu.Unlock()
+			failed = errors.Join(failed, fmt.Errorf("remove %s: %w", key, err))
 		}
-		inUse, err := named(ctx)
-		failed = errors.Join(failed, err)
-		for _, key := range doomed {
-			_, recorded := inUse[key]
-			if err == nil && !recorded {
-				failpoint.Hit("meta.gc.before-remove")
-				if rerr := db.call(ctx, func(ctx context.Context) error { return remove(ctx, key) }); rerr != nil && !errdefs.IsNotFound(rerr) {
-					failed = errors.Join(failed, fmt.Errorf("remove %s: %w", key, rerr))
+	}
+	for _, group := range groups {
+		for batch := range slices.Chunk(group, doomBatch) {
+			keys := make(chan string, len(batch))
+			for _, key := range batch {
+				if db.claims.doom(d.claim(key), d.since) {
+					keys <- key
+				} else {
+					d.of.dirty.Store(true)
 				}
 			}
-			db.claims.pardon(claim(key))
-		}
-		if ctx.Err() != nil {
-			return errors.Join(failed, ctx.Err())
+			close(keys)
+			var all sync.WaitGroup
+			for range min(removers, len(keys)) {
+				all.Go(func() {
+					for key := range keys {
+						remove(key)
+					}
+				})
+			}
+			all.Wait()
+			if ctx.Err() != nil {
+				return errors.Join(failed, ctx.Err())
+			}
 		}
 	}
 	return failed

@@ -50,10 +50,11 @@ import (
 //
 // Why it is safe to remove from a backend what no record names. Those who are
 // about to record a backend object hold a claim on it from before they look at
-// or make it until the record is committed. The collector looks through the
-// backend, takes what no record names, dooms each (which fails when it is
-// claimed), and then looks at the records once more: an object without a record
-// now, that nobody claims, cannot get one before the removal has ended. See
+// or make it until the record is committed. The collector begins to watch the
+// claims, reads once what the records name, looks through the backend, and dooms
+// what was not named; that fails when the object is claimed, or was at any time
+// since the watch began. So what is doomed had no record then, nor got one since,
+// and as nobody claims it, it cannot get one before the removal has ended. See
 // claims.
 
 // Labels of containerd's that guide the collector.

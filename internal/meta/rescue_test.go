@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"berth/internal/boltx"
@@ -301,20 +303,40 @@ func TestEmptyFileWithoutBackup(t *testing.T) {
 }
 
 func TestBackupInBackground(t *testing.T) {
-	done := make(chan struct{}, 10)
-	b := &backups{run: func() { done <- struct{}{} }}
-	for range backupAfter {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		b := &backups{run: func() { runs.Add(1) }}
+		expect := func(want int64, when string) {
+			t.Helper()
+			synctest.Wait()
+			if got := runs.Swap(0); got != want {
+				t.Errorf("%d backups %s, want %d", got, when, want)
+			}
+		}
+		for range backupAfter {
+			b.committed()
+		}
+		expect(0, "while much is written")
+		time.Sleep(backupQuiet)
+		expect(1, "after it")
 		b.committed()
-	}
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		t.Error("no backup after enough commits")
-	}
-	if b.close() {
-		t.Error("a backup is due although nothing was written since")
-	}
-	b = &backups{run: func() {}}
+		time.Sleep(backupEvery)
+		expect(1, "long after a single commit")
+		for begin := time.Now(); time.Since(begin) < backupEvery-time.Second; time.Sleep(100 * time.Millisecond) {
+			b.committed()
+		}
+		expect(0, "while much is written")
+		for range 20 {
+			b.committed()
+			time.Sleep(100 * time.Millisecond)
+		}
+		expect(1, "when it has been written for long")
+		b.close()
+		if b = (&backups{run: func() {}}); b.close() {
+			t.Error("a backup is due although nothing was written")
+		}
+	})
+	b := &backups{run: func() {}}
 	b.committed()
 	if !b.close() {
 		t.Error("no backup is due although something was written")

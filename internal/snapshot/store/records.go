@@ -83,10 +83,13 @@ func decode(key string, b *bolt.Bucket) (record, error) {
 	if kind := b.Get([]byte("kind")); len(kind) == 1 {
 		r.info.Kind = object.SnapshotKind(kind[0])
 	}
-	for field, t := range map[string]*time.Time{"createdat": &r.info.Created, "updatedat": &r.info.Updated} {
-		if v := b.Get([]byte(field)); v != nil {
-			if err := t.UnmarshalBinary(v); err != nil {
-				return r, fmt.Errorf("snapshot %q: %w: %s: %w", key, errDamaged, field, err)
+	for _, t := range [...]struct {
+		field string
+		to    *time.Time
+	}{{"createdat", &r.info.Created}, {"updatedat", &r.info.Updated}} {
+		if v := b.Get([]byte(t.field)); v != nil {
+			if err := t.to.UnmarshalBinary(v); err != nil {
+				return r, fmt.Errorf("snapshot %q: %w: %s: %w", key, errDamaged, t.field, err)
 			}
 		}
 	}
