@@ -198,15 +198,23 @@ func (s Scope) hold(tx *bolt.Tx, typ, id string) error {
 	if s.lease == "" {
 		return nil
 	}
-	lease := inNamespace(tx, s.namespace, keyLeases, s.lease)
-	if lease == nil {
-		return notFound("lease", s.lease)
+	if err := s.checkLease(tx); err != nil {
+		return err
 	}
-	b, err := ensure(lease, strings.Split(typ, "/")...)
+	b, err := ensure(inNamespace(tx, s.namespace, keyLeases, s.lease), strings.Split(typ, "/")...)
 	if err != nil {
 		return err
 	}
 	return b.Put([]byte(id), nil)
+}
+
+// checkLease returns errdefs.ErrNotFound when the scope has a lease that is not
+// there: for those who must know before they do what cannot be undone.
+func (s Scope) checkLease(tx *bolt.Tx) error {
+	if s.lease != "" && inNamespace(tx, s.namespace, keyLeases, s.lease) == nil {
+		return notFound("lease", s.lease)
+	}
+	return nil
 }
 
 // release takes a resource from the lease of the scope, if it holds it.

@@ -105,12 +105,13 @@ type plan struct {
 
 func (s *snapshots) plan(ctx context.Context, key, parent, target string) (p plan, err error) {
 	var taken, targetTaken *snapRecord
+	var orphan error // told only where the names are free
 	if err := s.db.view(ctx, func(tx *bolt.Tx) error {
 		taken, targetTaken = s.find(tx, key), s.find(tx, target)
 		if parent != "" {
 			r, err := s.read(tx, parent)
 			if err != nil {
-				return fmt.Errorf("parent %w", err)
+				orphan = fmt.Errorf("parent %w", err)
 			}
 			p.parent = r.backend
 		}
@@ -134,7 +135,7 @@ func (s *snapshots) plan(ctx context.Context, key, parent, target string) (p pla
 			return p, errors.Join(err, s.exists(ctx, key))
 		}
 	}
-	return p, nil
+	return p, orphan
 }
 
 func (s *snapshots) find(tx *bolt.Tx, key string) *snapRecord {

@@ -154,9 +154,6 @@ func (s *snapshots) Mounts(ctx context.Context, key string) ([]object.Mount, err
 }
 
 func (s *snapshots) Update(ctx context.Context, info object.SnapshotInfo, fieldpaths ...string) (object.SnapshotInfo, error) {
-	if err := checkLabels(info.Labels); err != nil {
-		return object.SnapshotInfo{}, fmt.Errorf("snapshot %q: %w", info.Name, err)
-	}
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{keyLabels}
 	}
@@ -170,6 +167,9 @@ func (s *snapshots) Update(ctx context.Context, info object.SnapshotInfo, fieldp
 	if err := s.db.update(ctx, func(tx *bolt.Tx) error {
 		if r, err = s.read(tx, info.Name); err != nil {
 			return err
+		}
+		if err := checkLabels(info.Labels); err != nil {
+			return fmt.Errorf("snapshot %q: %w", info.Name, err)
 		}
 		before = r.info.Labels
 		if err := updateLabels("snapshot "+info.Name, &r.info.Labels, info.Labels, fieldpaths); err != nil {
@@ -233,6 +233,9 @@ func (s *snapshots) Commit(ctx context.Context, name, key string, opts snapshot.
 	if err := checkLabels(opts.Labels); err != nil {
 		return fmt.Errorf("snapshot %q: %w", name, err)
 	}
+	if _, ok := opts.Labels[""]; ok { // found later, it would have cost the snapshot
+		return invalid("snapshot %q: a label has no key", name)
+	}
 	// With the parent locked too, it cannot be removed between the backend's
 	// commit above it and the link to it.
 	unlock, err := s.lock(ctx, name, key, opts.Parent)
@@ -286,6 +289,9 @@ func (s *snapshots) Commit(ctx context.Context, name, key string, opts snapshot.
 func (s *snapshots) planCommit(ctx context.Context, name, key, parent string) (r snapRecord, p plan, err error) {
 	var taken *snapRecord
 	err = s.db.view(ctx, func(tx *bolt.Tx) error {
+		if err := s.checkLease(tx); err != nil {
+			return err // found later, it would have cost the snapshot
+		}
 		if taken = s.find(tx, name); taken != nil {
 			return nil
 		}

@@ -225,3 +225,15 @@ func TestSnapshotsDuringCollection(t *testing.T) {
 		t.Errorf("in the backend: %v", left)
 	}
 }
+
+// A commit that is refused leaves the snapshot as it was.
+func TestCommitRefused(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	must(f.snapshotter(t, "ns", "").Prepare(ctx, "k", "", nil))(t)
+	wantErr(t, "a lease that is not there", f.snapshotter(t, "ns", "none").Commit(ctx, "n", "k", snapshot.CommitOptions{}), errdefs.ErrNotFound)
+	wantErr(t, "a label without a key", f.snapshotter(t, "ns", "").Commit(ctx, "n", "k", snapshot.CommitOptions{Labels: map[string]string{"": "v"}}), errdefs.ErrInvalidArgument)
+	if err := f.snapshotter(t, "ns", "").Commit(ctx, "n", "k", snapshot.CommitOptions{}); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}

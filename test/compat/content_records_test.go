@@ -50,7 +50,7 @@ func gathered[Req, Part, Whole proto.Message, Stream interface{ Recv() (Part, er
 
 // collectOnDemand keeps the collector from running but when a deletion waits for it.
 // It goes on in the table of the scheduler that startOne writes.
-const collectOnDemand = "mutation_threshold = 0\ndeletion_threshold = 0\n"
+const collectOnDemand = "mutation_threshold = 1000000\ndeletion_threshold = 1000000\npause_threshold = 0.000000001\n"
 
 // contentPair asks both about content.
 type contentPair struct {
