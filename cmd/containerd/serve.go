@@ -18,6 +18,7 @@ import (
 	"berth/internal/cgroup"
 	"berth/internal/config"
 	"berth/internal/daemon"
+	"berth/internal/logrelay"
 	"berth/internal/version"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) error {
 	if cfg.Debug.LogTraceID {
 		log = daemon.WithTraceIDs(log)
 	}
+	logrelay.Install(log)
 	warn(log, warnings)
 	log.Info("starting containerd", "distribution", version.Name, "version", version.Version, "revision", version.Revision())
 

@@ -165,7 +165,7 @@ func listImagesAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		row := &rows[i]
 		*row = imageView{Name: img.Name, Target: wire.DescriptorFromProto(img.Target), Labels: img.Labels, CreatedAt: img.CreatedAt.AsTime(), UpdatedAt: img.UpdatedAt.AsTime()}
 		var err error
-		if row.Size, err = imageSize(ctx, s, row.Target); err != nil {
+		if row.Size, err = image.Size(ctx, s.readBlob, row.Target, platforms.Default()); err != nil {
 			output.Warn("size of %s: %v", img.Name, err)
 		}
 		if row.Platforms, err = imagePlatforms(ctx, s, row.Target); err != nil {
@@ -196,54 +196,17 @@ func forAll(n int, fn func(int)) {
 	wg.Wait()
 }
 
-// imageSize is that of the documents and layers for this host's platform, as the
-// descriptors have it.
-func imageSize(ctx context.Context, s *session, target ispec.Descriptor) (int64, error) {
-	desc, m, err := image.Manifest(ctx, s.readBlob, target, platforms.Default())
-	if err != nil {
-		return 0, err
-	}
-	size := desc.Size + m.Config.Size
-	if desc.Digest != target.Digest {
-		size += target.Size
-	}
-	for _, l := range m.Layers {
-		size += l.Size
-	}
-	return size, nil
-}
-
-// imagePlatforms lists the platforms that an image is for.
+// imagePlatforms lists the platforms that an image is for, each once.
 func imagePlatforms(ctx context.Context, s *session, target ispec.Descriptor) ([]string, error) {
+	all, err := image.Platforms(ctx, s.readBlob, target)
 	var out []string
-	add := func(p ispec.Platform) {
-		if p.OS == "unknown" || p.OS == "" {
-			return
-		}
-		if name := platforms.Format(p); !slices.Contains(out, name) {
-			out = append(out, name)
+	for _, p := range all {
+		if p.OS != "" {
+			out = append(out, platforms.Format(p))
 		}
 	}
-	err := image.Walk(ctx, s.readBlob, target, func(desc ispec.Descriptor) error {
-		if desc.Platform != nil {
-			add(*desc.Platform)
-			return image.SkipChildren
-		}
-		if image.IsConfig(desc.MediaType) {
-			doc, err := s.readBlob(ctx, desc, image.MaxConfig)
-			if err != nil {
-				return err
-			}
-			c, err := image.ParseConfig(doc)
-			if err != nil {
-				return err
-			}
-			add(c.Platform)
-		}
-		return nil
-	})
 	slices.Sort(out)
-	return out, err
+	return slices.Compact(out), err
 }
 
 // checkView is what is there of an image.

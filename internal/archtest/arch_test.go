@@ -49,6 +49,7 @@ var floors = map[string]int{
 	"par":        1,
 	"cleanup":    1,
 	"metrics":    1,
+	"logrelay":   1,
 	"trace":      0,
 	"failpoint":  0,
 	"object":     0,

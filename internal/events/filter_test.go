@@ -19,7 +19,7 @@ func TestFilters(t *testing.T) {
 		{"one", TaskExit("c1", "", object.Exit{})},
 		{"one", TaskExit("c2", "e", object.Exit{})},
 		{"two", ContainerCreate(object.Container{ID: "c1", Image: "busybox"})},
-		{"two", TaskOOM("end")},
+		{"two", taskOOM("end")},
 	}
 	for _, tt := range []struct {
 		filters []string

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -212,16 +211,6 @@ func ReadConfig(ctx context.Context, read ReadFunc, desc ispec.Descriptor) (Conf
 	return c, nil
 }
 
-// DiffIDs of the image for a platform, lowest layer first.
-func DiffIDs(ctx context.Context, read ReadFunc, target ispec.Descriptor, match platforms.MatchComparer) ([]digest.Digest, error) {
-	_, m, err := Manifest(ctx, read, target, match)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ReadConfig(ctx, read, m.Config)
-	return c.RootFS.DiffIDs, err
-}
-
 // Platforms lists what an image was built for; attestations and the like
 // ("unknown/unknown") are left out.
 func Platforms(ctx context.Context, read ReadFunc, target ispec.Descriptor) ([]ispec.Platform, error) {
@@ -230,7 +219,7 @@ func Platforms(ctx context.Context, read ReadFunc, target ispec.Descriptor) ([]i
 		switch {
 		case d.Platform != nil:
 			if d.Platform.OS != "unknown" && d.Platform.Architecture != "unknown" {
-				out = append(out, platforms.Normalize(*d.Platform))
+				out = append(out, *d.Platform)
 			}
 			return SkipChildren
 		case IsConfig(d.MediaType):
@@ -243,44 +232,6 @@ func Platforms(ctx context.Context, read ReadFunc, target ispec.Descriptor) ([]i
 		return nil
 	})
 	return out, err
-}
-
-// Presence says which parts of an image are in a store.
-type Presence struct {
-	// Required are the manifest's config and layers; the target alone when its
-	// manifest is not there.
-	Required []ispec.Descriptor
-	Present  []ispec.Descriptor
-	Missing  []ispec.Descriptor
-	// Complete: the manifest is there and nothing is missing.
-	Complete bool
-}
-
-// Check finds out whether all parts of an image for a platform are there.
-// exists reports whether a blob is.
-func Check(ctx context.Context, read ReadFunc, exists func(context.Context, digest.Digest) (bool, error), target ispec.Descriptor, match platforms.MatchComparer) (Presence, error) {
-	_, m, err := Manifest(ctx, read, target, match)
-	if errdefs.IsNotFound(err) {
-		t := []ispec.Descriptor{target}
-		return Presence{Required: t, Missing: t}, nil
-	}
-	if err != nil {
-		return Presence{}, err
-	}
-	p := Presence{Required: append([]ispec.Descriptor{m.Config}, m.Layers...)}
-	for _, d := range p.Required {
-		ok, err := exists(ctx, d.Digest)
-		if err != nil {
-			return Presence{}, err
-		}
-		if ok {
-			p.Present = append(p.Present, d)
-		} else {
-			p.Missing = append(p.Missing, d)
-		}
-	}
-	p.Complete = len(p.Missing) == 0
-	return p, nil
 }
 
 // Size adds up the bytes of the index, the manifest, the config and the layers

@@ -45,15 +45,15 @@ func (s blobs) Update(ctx context.Context, info object.BlobInfo, fieldpaths ...s
 	if err := checkDigest(info.Digest); err != nil {
 		return updated, err
 	}
-	if err := checkLabels(info.Labels); err != nil {
-		return updated, fmt.Errorf("content %s: %w", info.Digest, err)
-	}
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{keyLabels}
 	}
 	err = s.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = s.read(tx, info.Digest); err != nil {
 			return err
+		}
+		if err := checkLabels(info.Labels); err != nil {
+			return fmt.Errorf("content %s: %w", info.Digest, err)
 		}
 		if err := updateLabels("content "+info.Digest.String(), &updated.Labels, info.Labels, fieldpaths); err != nil {
 			return err
@@ -211,7 +211,7 @@ func (s blobs) ListStatuses(ctx context.Context, filters ...string) ([]object.In
 		return records(inNamespace(tx, s.namespace, keyContent, keyIngests), func(ref []byte, b *bolt.Bucket) error {
 			in := readIngest(string(ref), b)
 			if f.Match(filter.AdaptorFunc(func(path []string) (string, bool) {
-				return in.ref, len(path) == 1 && path[0] == "ref"
+				return in.ref, len(path) > 0 && path[0] == "ref"
 			})) {
 				found = append(found, in)
 			}

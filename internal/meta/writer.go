@@ -116,6 +116,9 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := checkLabels(labels); err != nil {
 		return fmt.Errorf("content %s: %w", w.Digest(), err)
 	}
+	if _, ok := labels[""]; ok { // found later, it would have cost the ingest
+		return invalid("content %s: a label has no key", w.Digest())
+	}
 	actual := w.Digest()
 	if expected != "" && expected.Algorithm() != actual.Algorithm() {
 		actual = expected // if the backend finds it to be right

@@ -260,33 +260,6 @@ func TestFailedActivationLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestLoopHandler(t *testing.T) {
-	dir := room(t)
-	needLoop(t)
-	file, at := filepath.Join(dir, "file"), filepath.Join(dir, "t")
-	write(t, file, strings.Repeat("x", 4096))
-	mkdirs(t, at)
-	a := NewActivator(map[string]Handler{"loop": Loop()})
-	active, _, err := a.Activate(t.Context(), at, []live.Mount{{Type: "loop", Source: file}, {Type: "format/ext4", Source: "{{ mount 0 }}"}}, ActivateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	device, err := os.Readlink(active[0].MountPoint)
-	if err != nil {
-		t.Fatal(err)
-	}
-	backing, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
-	if err != nil || strings.TrimSpace(string(backing)) != file {
-		t.Errorf("backing file %q %v", backing, err)
-	}
-	if err := a.Deactivate(t.Context(), at); err != nil {
-		t.Fatal(err)
-	}
-	if b, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file"); err == nil && strings.TrimSpace(string(b)) == file {
-		t.Error("the device is still there")
-	}
-}
-
 func erofsImage(t *testing.T, path string, files map[string]string) {
 	t.Helper()
 	needProgram(t, "mkfs.erofs")

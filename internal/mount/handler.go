@@ -15,66 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loop performs mounts of type "loop": a device backed by the file, which the
-// mount point is a link to.
-func Loop() Handler { return loopHandler{} }
-
-type loopHandler struct{}
-
-func (loopHandler) Mount(_ context.Context, m live.Mount, at string, _ []live.ActiveMount) (live.ActiveMount, error) {
-	device, err := attachLoop(m.Source, slices.Contains(m.Options, "ro"), slices.Contains(m.Options, "direct-io"))
-	if err != nil {
-		return live.ActiveMount{}, fmt.Errorf("loop device for %s: %w", m.Source, err)
-	}
-	defer device.Close()
-	if err := os.Symlink(device.Name(), at); err != nil {
-		return live.ActiveMount{}, err // the device clears itself
-	}
-	// Last: a device that does not clear itself has a link that names it.
-	if err := autoclear(device, false); err != nil {
-		return live.ActiveMount{}, errors.Join(err, os.Remove(at))
-	}
-	return live.ActiveMount{Mount: m, MountPoint: at}, nil
-}
-
-func (loopHandler) Unmount(_ context.Context, at string) error {
-	name, err := os.Readlink(at)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	device, err := os.OpenFile(name, os.O_RDONLY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return os.Remove(at)
-	}
-	if err != nil {
-		return err
-	}
-	defer device.Close()
-	// One that clears itself already, or is free, is not the one that was
-	// made: a crash came before that, or it has gone since.
-	if info, err := unix.IoctlLoopGetStatus64(int(device.Fd())); err == nil && info.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
-		if err := autoclear(device, true); err != nil {
-			return fmt.Errorf("let go of %s: %w", name, err)
-		}
-	}
-	return os.Remove(at)
-}
-
-func autoclear(device *os.File, on bool) error {
-	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
-	if err != nil {
-		return err
-	}
-	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
-	if on {
-		info.Flags |= unix.LO_FLAGS_AUTOCLEAR
-	}
-	return unix.IoctlLoopSetStatus64(int(device.Fd()), info)
-}
-
 // Erofs performs mounts of type "erofs" straight from the file where the
 // kernel can (Linux 6.12), from loop devices where it cannot.
 func Erofs() Handler { return new(erofsHandler) }

@@ -135,11 +135,10 @@ func absolute(spec *specs.Spec, bundle string) *specs.Spec {
 	return &s
 }
 
-func (d *Builtin) Destroy(ctx context.Context, id string) error {
+func (d *Builtin) Destroy(ctx context.Context, id string, spec *specs.Spec) error {
 	lc, err := libcontainer.Load(d.Root, id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
-		// A start that was cut short leaves the directory without a state.
-		return os.RemoveAll(filepath.Join(d.Root, filepath.Base(id)))
+		return d.destroyHalfMade(ctx, id, spec)
 	} else if err != nil {
 		return err
 	}

@@ -27,8 +27,9 @@ type Driver interface {
 	// Container.Start. A failure leaves nothing behind.
 	Create(ctx context.Context, id string, opts CreateOptions) (Container, error)
 	// Destroy kills and removes what is left of a container that this process
-	// has not made. It is content when there is none.
-	Destroy(ctx context.Context, id string) error
+	// has not made. It is content when there is none. The specification tells of
+	// what was made before there was a state; nil: it is not known.
+	Destroy(ctx context.Context, id string, spec *specs.Spec) error
 }
 
 // Container is one container that a Driver made. Methods may be called at the

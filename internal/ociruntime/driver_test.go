@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"berth/internal/cgroup"
 	"berth/internal/ociruntime/ocinit"
 
 	"github.com/containerd/errdefs"
@@ -337,22 +338,34 @@ func TestDestroy(t *testing.T) {
 	drivers(t, func(t *testing.T, h *host) {
 		ctx := t.Context()
 		c := h.run("lost", h.spec("lost", "sleep", "1000"), Stdio{})
-		if err := h.driver.Destroy(ctx, "lost"); err != nil {
+		if err := h.driver.Destroy(ctx, "lost", nil); err != nil {
 			t.Fatal(err)
 		}
 		if st := collect(t, c.Init()); st != 137 {
 			t.Errorf("status %d, want 137", st)
 		}
-		if err := h.driver.Destroy(ctx, "lost"); err != nil {
+		if err := h.driver.Destroy(ctx, "lost", nil); err != nil {
 			t.Errorf("a second time: %v", err)
 		}
 		if _, builtin := h.driver.(*Builtin); builtin {
-			// A start that was cut short leaves the directory alone.
-			if err := os.Mkdir(filepath.Join(h.root, "half"), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := h.driver.Destroy(ctx, "half"); err != nil {
-				t.Error(err)
+			// A start that was cut short leaves the directory alone, or with cgroups.
+			for _, spec := range []*specs.Spec{nil, h.spec("half", "true")} {
+				if err := os.Mkdir(filepath.Join(h.root, "half"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if spec != nil {
+					ending := exec.Command("sleep", "0.1") // Destroy has to wait for it
+					if err := ending.Start(); err != nil {
+						t.Fatal(err)
+					}
+					defer ending.Wait()
+					if err := cgroup.MakeAndJoin(spec.Linux.CgroupsPath, ending.Process.Pid); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := h.driver.Destroy(ctx, "half", spec); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	})

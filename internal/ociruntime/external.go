@@ -243,7 +243,7 @@ func lastError(path string, offset int64) string {
 	return last
 }
 
-func (d *External) Destroy(ctx context.Context, id string) error {
+func (d *External) Destroy(ctx context.Context, id string, _ *specs.Spec) error {
 	err := d.run(d.command(ctx, "delete", "--force", id))
 	if errdefs.IsNotFound(err) && !errors.Is(err, exec.ErrNotFound) {
 		return nil

@@ -3,101 +3,12 @@ package par
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-func TestGroupJoins(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group[string, int]
-		var runs atomic.Int32
-		release := make(chan struct{})
-		work := func(context.Context) (int, error) {
-			<-release
-			return int(runs.Add(1)), nil
-		}
-		var wg sync.WaitGroup
-		for range 10 {
-			wg.Go(func() {
-				if v, err := g.Do(t.Context(), "k", work); v != 1 || err != nil {
-					t.Errorf("got %d, %v", v, err)
-				}
-			})
-		}
-		synctest.Wait()
-		close(release)
-		wg.Wait()
-		if v, _ := g.Do(t.Context(), "k", work); v != 2 {
-			t.Errorf("later call got %d, not a run of its own", v)
-		}
-		if len(g.calls) != 0 {
-			t.Errorf("%d calls left", len(g.calls))
-		}
-	})
-}
-
-func TestGroupWorkOutlivesFirstCaller(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group[int, string]
-		release := make(chan struct{})
-		first, leave := context.WithCancel(t.Context())
-		go func() {
-			if _, err := g.Do(first, 1, func(ctx context.Context) (string, error) {
-				<-release
-				return "done", ctx.Err()
-			}); !errors.Is(err, context.Canceled) {
-				t.Errorf("first caller: %v", err)
-			}
-		}()
-		synctest.Wait()
-		result := make(chan string)
-		go func() {
-			v, err := g.Do(t.Context(), 1, nil)
-			if err != nil {
-				t.Error(err)
-			}
-			result <- v
-		}()
-		synctest.Wait()
-		leave()
-		synctest.Wait()
-		close(release)
-		if v := <-result; v != "done" {
-			t.Errorf("second caller got %q", v)
-		}
-	})
-}
-
-func TestGroupCancelsAbandonedWork(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var g Group[int, int]
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go g.Do(ctx, 1, func(ctx context.Context) (int, error) {
-			defer close(ended)
-			<-ctx.Done()
-			return 0, ctx.Err()
-		})
-		synctest.Wait()
-		cancel()
-		<-ended
-		if v, err := g.Do(t.Context(), 1, func(context.Context) (int, error) { return 7, nil }); v != 7 || err != nil {
-			t.Errorf("later call joined abandoned work: %d, %v", v, err)
-		}
-	})
-}
-
-func TestGroupPanic(t *testing.T) {
-	var g Group[int, int]
-	_, err := g.Do(t.Context(), 1, func(context.Context) (int, error) { panic("boom") })
-	if err == nil || !strings.Contains(err.Error(), "boom") {
-		t.Fatalf("got %v", err)
-	}
-}
 
 func TestQueueBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,3 +1,9 @@
+// Package par runs work in parallel: a bounded number at a time (Queue), one run
+// for everyone who asked before it began (Batch), and locks by key (Locks).
+//
+// The types hold no goroutine while they have nothing to do. No lock of
+// theirs is held while a caller's function runs, but the ones of Locks, which
+// is what they are for.
 package par
 
 import "sync"

@@ -231,7 +231,7 @@ func with(t *testing.T, before, test func(world)) {
 		test(w)
 		cancel()
 		run.Wait()
-		if exchange.Publish(t.Context(), "ns", events.TaskOOM("x")); len(m.table) > 10 {
+		if exchange.Publish(t.Context(), "ns", events.TaskExit("x", "", object.Exit{})); len(m.table) > 10 {
 			t.Errorf("the table grows: %d", len(m.table))
 		}
 	})

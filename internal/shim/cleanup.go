@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -91,7 +92,11 @@ func Cleanup(ctx context.Context, f Flags, out, warnings io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := driverFor(opts, f.Namespace, bundle).Destroy(ctx, f.ID); err != nil {
+	spec, _, err := loadSpec(bundle, slog.New(slog.DiscardHandler))
+	if err != nil {
+		spec = nil // the state tells all, unless the shim was killed before it was saved
+	}
+	if err := driverFor(opts, f.Namespace, bundle).Destroy(ctx, f.ID, spec); err != nil {
 		fmt.Fprintf(warnings, "remove container %s: %v\n", f.ID, err)
 	}
 	killed := time.Now()

@@ -26,8 +26,6 @@ type publisher struct {
 	keep      []bool // parallel to queue: may not be dropped
 	wake      chan struct{}
 	seen      chan struct{} // see daemonSeen
-	closed    bool
-	done      chan struct{}
 	// emptied is closed when the queue becomes empty; nil while nobody waits.
 	emptied chan struct{}
 }
@@ -46,7 +44,7 @@ const (
 )
 
 func newPublisher(address string, log *slog.Logger) *publisher {
-	p := &publisher{address: address, log: log, wake: make(chan struct{}, 1), seen: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &publisher{address: address, log: log, wake: make(chan struct{}, 1), seen: make(chan struct{}, 1)}
 	go p.run()
 	return p
 }
@@ -118,21 +116,7 @@ func (p *publisher) Flush(ctx context.Context) bool {
 	}
 }
 
-// Close ends the publisher once every event was sent, and returns then, or when
-// ctx has ended.
-func (p *publisher) Close(ctx context.Context) {
-	p.mu.Lock()
-	p.closed = true
-	p.poke()
-	p.mu.Unlock()
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-	}
-}
-
 func (p *publisher) run() {
-	defer close(p.done)
 	var client *ttrpc.Client
 	disconnect := func() {
 		if client != nil {
@@ -140,7 +124,6 @@ func (p *publisher) run() {
 			client = nil
 		}
 	}
-	defer disconnect()
 	retry := retryMin
 	for {
 		p.mu.Lock()
@@ -148,12 +131,8 @@ func (p *publisher) run() {
 		if len(p.queue) > 0 {
 			next = p.queue[0]
 		}
-		closed := p.closed
 		p.mu.Unlock()
 		if next == nil {
-			if closed {
-				return
-			}
 			if client == nil {
 				<-p.wake
 				continue

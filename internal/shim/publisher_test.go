@@ -77,14 +77,13 @@ func TestPublisherWaitsForDaemon(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	p.Close(ctx)
-	if ctx.Err() != nil {
-		t.Error("the publisher does not end")
+	if !p.Flush(ctx) {
+		t.Error("events are left that have arrived")
 	}
 }
 
 func TestPublisherKeepsExits(t *testing.T) {
-	p := &publisher{namespace: "ns", log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &publisher{namespace: "ns", log: slog.New(slog.DiscardHandler), wake: make(chan struct{}, 1)}
 	p.publish(exitEvent("first", "", live.Exit{}))
 	for range maxQueued + 10 {
 		p.publish(event{topic: "/tasks/start", body: &api.TaskStart{}})
@@ -107,12 +106,11 @@ func TestPublisherKeepsExits(t *testing.T) {
 	}
 }
 
-func TestPublisherClosesWithoutDaemon(t *testing.T) {
+func TestPublisherWithNothingToSend(t *testing.T) {
 	p := newPublisher(filepath.Join(t.TempDir(), "s"), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	p.Close(ctx)
-	if ctx.Err() != nil {
-		t.Error("a publisher with nothing to send does not end")
+	if !p.Flush(ctx) {
+		t.Error("a publisher with nothing to send waits for the daemon")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"berth/internal/failpoint"
+	"berth/internal/logrelay"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -59,7 +60,7 @@ type host struct {
 // become prepares for a shim.
 func (h *host) become(cfg Config) {
 	if h.signals == nil {
-		relayLogs(cfg.Log)
+		logrelay.Install(cfg.Log)
 		h.signals = make(chan os.Signal, 32)
 		// All but SIGCHLD are only taken so that they do not end the process: the shim
 		// ends with its containers.

@@ -54,7 +54,7 @@ func openManager(t testing.TB, dir string) (*testManager, func() []object.Event)
 	t.Cleanup(func() { m.Close() })
 	return &testManager{m}, func() []object.Event {
 		// The mark comes after all that was published until now.
-		x.Publish(context.Background(), "mark", events.TaskOOM("mark"))
+		x.Publish(context.Background(), "mark", events.TaskExit("mark", "", object.Exit{}))
 		for e := range ch {
 			if e.Namespace == "mark" {
 				break

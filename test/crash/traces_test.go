@@ -35,8 +35,6 @@ func (m *machine) running() []string {
 	}
 	for _, pattern := range []string{
 		"/run/containerd/runc/" + m.namespace + "/*",
-		"/sys/fs/cgroup/*/" + m.namespace + "/*/",
-		"/sys/fs/cgroup/" + m.namespace + "/*/",
 		m.state("s", "*"),
 		m.state("io.containerd.runtime.v2.task", m.namespace, "*"),
 		m.state("io.containerd.runtime.v2.task", m.namespace, ".*"),
@@ -49,6 +47,7 @@ func (m *machine) running() []string {
 			left = append(left, f)
 		}
 	}
+	left = append(left, m.cgroups()...)
 	for id, pid := range m.shims() {
 		left = append(left, fmt.Sprintf("shim %d of %s", pid, id))
 	}
@@ -122,17 +121,26 @@ func (m *machine) unmountAll() {
 	}
 }
 
-// contained lists the processes in the cgroups of the machine's namespace.
-func (m *machine) contained() []int {
-	var pids []int
+// cgroups lists those of containers.
+func (m *machine) cgroups() []string {
+	var dirs []string
 	for _, pattern := range []string{"/sys/fs/cgroup/*/" + m.namespace + "/*/cgroup.procs", "/sys/fs/cgroup/" + m.namespace + "/*/cgroup.procs"} {
 		found, _ := filepath.Glob(pattern)
 		for _, f := range found {
-			b, _ := os.ReadFile(f)
-			for line := range bytes.Lines(b) {
-				if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil {
-					pids = append(pids, pid)
-				}
+			dirs = append(dirs, filepath.Dir(f))
+		}
+	}
+	return dirs
+}
+
+// contained lists the processes in the cgroups of the machine's namespace.
+func (m *machine) contained() []int {
+	var pids []int
+	for _, dir := range m.cgroups() {
+		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for line := range bytes.Lines(b) {
+			if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil {
+				pids = append(pids, pid)
 			}
 		}
 	}
@@ -143,13 +151,14 @@ func (m *machine) contained() []int {
 // namespace's own cgroups, which stay, as containerd has it. It lists what stays.
 func (m *machine) removeTraces() []string {
 	os.RemoveAll("/run/containerd/runc/" + m.namespace)
-	var left []string
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + m.namespace + "/*/", "/sys/fs/cgroup/*/" + m.namespace, "/sys/fs/cgroup/" + m.namespace + "/*/", "/sys/fs/cgroup/" + m.namespace} {
+	dirs, left := m.cgroups(), []string(nil)
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + m.namespace, "/sys/fs/cgroup/" + m.namespace} {
 		found, _ := filepath.Glob(pattern)
-		for _, f := range found {
-			if os.Remove(f) != nil {
-				left = append(left, f)
-			}
+		dirs = append(dirs, found...)
+	}
+	for _, dir := range dirs {
+		if os.Remove(dir) != nil {
+			left = append(left, dir)
 		}
 	}
 	return left

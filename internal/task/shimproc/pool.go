@@ -10,7 +10,7 @@ import (
 type Options struct {
 	// Address of the daemon is part of what shims show as their command line.
 	Address string
-	// Env is added to the daemon's environment for shimp.
+	// Env is added to the daemon's environment for shims.
 	Env []string
 	Log *slog.Logger
 }
@@ -22,7 +22,7 @@ type Options struct {
 // same time, and not for long. Methods may be called at the same time.
 type Pool struct {
 	opts Options
-	// starting counts those that Replenish startp.
+	// starting counts those that Replenish starts.
 	starting sync.WaitGroup
 
 	mu      sync.Mutex

@@ -26,8 +26,6 @@ func ContainerToProto(c object.Container) *api.Container {
 	}
 }
 
-func ContainersToProto(cs []object.Container) []*api.Container { return all(cs, ContainerToProto) }
-
 // ContainerFromProto leaves the times zero: the store sets them.
 func ContainerFromProto(c *api.Container) object.Container {
 	return object.Container{

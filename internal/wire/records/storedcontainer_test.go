@@ -61,7 +61,7 @@ func FuzzAppendContainer(f *testing.F) {
 		for range 2 {
 			encoded = AppendContainer(encoded, 1, stored(t, ctr))
 		}
-		want := &api.ListContainersResponse{Containers: ContainersToProto([]object.Container{ctr, ctr})}
+		want := &api.ListContainersResponse{Containers: []*api.Container{ContainerToProto(ctr), ContainerToProto(ctr)}}
 		got := &api.ListContainersResponse{}
 		if err := proto.Unmarshal(encoded, got); err != nil {
 			t.Fatal(err)

@@ -1,4 +1,6 @@
-package shim
+// Package logrelay passes on what linked packages (ttrpc, libcontainer) write by
+// logrus, in the form and to the place of all else that a program logs.
+package logrelay
 
 import (
 	"context"
@@ -9,12 +11,10 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// relay passes on what linked packages (ttrpc, libcontainer) write by logrus, in
-// the form and to the place of all else.
 type relay struct{ log *slog.Logger }
 
-// relayLogs is called once in the life of a process.
-func relayLogs(log *slog.Logger) {
+// Install is called once in the life of a process: logrus's own output ends.
+func Install(log *slog.Logger) {
 	logrus.SetOutput(io.Discard)
 	logrus.AddHook(relay{log})
 }
