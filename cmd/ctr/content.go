@@ -147,24 +147,20 @@ type blobView struct {
 }
 
 func (s *session) walkBlobs(ctx context.Context, filters []string, fn func(blobView) error) error {
+	ctx, cancel := context.WithCancel(ctx) // ends the stream when fn fails
+	defer cancel()
 	stream, err := contentapi.NewContentClient(s).List(ctx, &contentapi.ListContentRequest{Filters: filters})
 	if err != nil {
 		return err
 	}
-	for {
-		resp, err := stream.Recv()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	return receive(stream.Recv, func(resp *contentapi.ListContentResponse) error {
 		for _, i := range resp.Info {
 			if err := fn(blobView{i.Digest, i.Size, i.Labels, i.CreatedAt.AsTime(), i.UpdatedAt.AsTime()}); err != nil {
 				return err
 			}
 		}
-	}
+		return nil
+	})
 }
 
 func listContentAction(ctx context.Context, cmd *cli.Command, s *session) error {

@@ -129,16 +129,5 @@ func (s *session) streamBlob(ctx context.Context, desc ispec.Descriptor, fn func
 	if err != nil {
 		return err
 	}
-	for {
-		resp, err := stream.Recv()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := fn(resp.Data); err != nil {
-			return err
-		}
-	}
+	return receive(stream.Recv, func(resp *contentapi.ReadContentResponse) error { return fn(resp.Data) })
 }

@@ -193,3 +193,19 @@ func (s nativeStream) RecvMsg(m any) error {
 	}
 	return explain(s.method, err, errgrpc.ToNative(err))
 }
+
+// receive hands on the messages of a stream until its end, or until each fails.
+func receive[M any](next func() (M, error), each func(M) error) error {
+	for {
+		msg, err := next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(msg); err != nil {
+			return err
+		}
+	}
+}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -130,18 +129,13 @@ func (sn snapshotter) list(ctx context.Context) ([]snapshotView, error) {
 		return nil, err
 	}
 	var out []snapshotView
-	for {
-		resp, err := stream.Recv()
-		if err == io.EOF {
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
+	err = receive(stream.Recv, func(resp *snapshotsapi.ListSnapshotsResponse) error {
 		for _, i := range resp.Info {
 			out = append(out, viewSnapshotInfo(i))
 		}
-	}
+		return nil
+	})
+	return out, err
 }
 
 func listSnapshots(ctx context.Context, cmd *cli.Command, sn snapshotter) error {

@@ -88,30 +88,9 @@ func (w *Walking) compareTo(ctx context.Context, out content.Writer, lower, uppe
 	d := out.Digest()
 	err = out.Commit(ctx, count.n, d, labels)
 	if errdefs.IsAlreadyExists(err) {
-		err = w.label(ctx, d, labels)
+		err = content.AddLabels(ctx, w.store, d, labels)
 	}
 	return ispec.Descriptor{Digest: d, Size: count.n}, err
-}
-
-// label gives an existing blob the labels that it lacks.
-func (w *Walking) label(ctx context.Context, d digest.Digest, labels map[string]string) error {
-	info, err := w.store.Info(ctx, d)
-	if err != nil {
-		return err
-	}
-	var paths []string
-	for k, v := range labels {
-		if info.Labels[k] != v {
-			paths = append(paths, "labels."+k)
-		}
-	}
-	if len(paths) == 0 {
-		return nil
-	}
-	slices.Sort(paths)
-	info.Labels = labels
-	_, err = w.store.Update(ctx, info, paths...)
-	return err
 }
 
 type counter struct {

@@ -57,20 +57,14 @@ func (c *Content) Walk(ctx context.Context, fn func(object.BlobInfo) error, filt
 	if err != nil {
 		return wire.FromStatus(err)
 	}
-	for {
-		msg, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return wire.FromStatus(err)
-		}
+	return receive(stream.Recv, func(msg *api.ListContentResponse) error {
 		for _, info := range msg.Info {
 			if err := fn(records.BlobInfoFromProto(info)); err != nil {
 				return err
 			}
 		}
-	}
+		return nil
+	})
 }
 
 func (c *Content) Delete(ctx context.Context, d digest.Digest) error {

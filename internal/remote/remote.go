@@ -13,6 +13,10 @@ package remote
 
 import (
 	"context"
+	"errors"
+	"io"
+
+	"berth/internal/wire"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -55,4 +59,20 @@ func (s scoped) outgoing(ctx context.Context) context.Context {
 		md.Set(leaseKey, s.lease)
 	}
 	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// receive hands on the messages of a stream until its end, or until each fails.
+func receive[M any](next func() (M, error), each func(M) error) error {
+	for {
+		msg, err := next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return wire.FromStatus(err)
+		}
+		if err := each(msg); err != nil {
+			return err
+		}
+	}
 }

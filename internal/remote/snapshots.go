@@ -2,8 +2,6 @@ package remote
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	"berth/internal/object"
 	"berth/internal/snapshot"
@@ -104,20 +102,14 @@ func (s *Snapshots) Walk(ctx context.Context, fn func(object.SnapshotInfo) error
 	if err != nil {
 		return wire.FromStatus(err)
 	}
-	for {
-		msg, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return wire.FromStatus(err)
-		}
+	return receive(stream.Recv, func(msg *api.ListSnapshotsResponse) error {
 		for _, info := range msg.Info {
 			if err := fn(records.SnapshotFromProto(info)); err != nil {
 				return err
 			}
 		}
-	}
+		return nil
+	})
 }
 
 // Cleanup is errdefs.ErrNotImplemented when the snapshotter has nothing to

@@ -43,6 +43,21 @@ func own(t *testing.T, f *os.File) *os.File {
 	return os.NewFile(uintptr(fd), f.Name())
 }
 
+// started opens streams and returns the ends of a process that has been given
+// them; nil where it has none.
+func started(t *testing.T, io live.TaskIO) (s *Streams, stdin, stdout, stderr *os.File) {
+	s = open(t, io)
+	ends := make([]*os.File, 3)
+	ends[0], ends[1], ends[2] = s.Child()
+	for i, f := range ends {
+		if f != nil {
+			ends[i] = own(t, f)
+		}
+	}
+	s.Started()
+	return s, ends[0], ends[1], ends[2]
+}
+
 // reader reads a FIFO to its end, as a client does, beginning now.
 func reader(t *testing.T, path string) <-chan string {
 	c := make(chan string, 1)
@@ -76,10 +91,7 @@ func await[T any](t *testing.T, c <-chan T) T {
 
 func TestOutputReachesClient(t *testing.T) {
 	out, errout := fifo(t, "out"), fifo(t, "err")
-	s := open(t, live.TaskIO{Stdout: out, Stderr: errout})
-	_, o, e := s.Child()
-	o, e = own(t, o), own(t, e)
-	s.Started()
+	_, _, o, e := started(t, live.TaskIO{Stdout: out, Stderr: errout})
 	gotOut, gotErr := reader(t, out), reader(t, errout)
 	big := strings.Repeat("0123456789abcdef", 1<<16) // more than pipe and FIFO hold
 	go func() {
@@ -98,10 +110,7 @@ func TestOutputReachesClient(t *testing.T) {
 
 func TestOneFIFOForBoth(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, live.TaskIO{Stdout: out, Stderr: out})
-	_, o, e := s.Child()
-	o, e = own(t, o), own(t, e)
-	s.Started()
+	_, _, o, e := started(t, live.TaskIO{Stdout: out, Stderr: out})
 	got := reader(t, out)
 	io.WriteString(o, "a")
 	io.WriteString(e, "b")
@@ -116,10 +125,7 @@ func TestOneFIFOForBoth(t *testing.T) {
 // A client that goes away must not end the process, and another one takes over.
 func TestClientGoesAndComes(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, live.TaskIO{Stdout: out})
-	_, o, _ := s.Child()
-	o = own(t, o)
-	s.Started()
+	_, _, o, _ := started(t, live.TaskIO{Stdout: out})
 	first, err := os.Open(out)
 	if err != nil {
 		t.Fatal(err)
@@ -144,10 +150,7 @@ func TestClientGoesAndComes(t *testing.T) {
 // client finds its end.
 func TestLateClient(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, live.TaskIO{Stdout: out})
-	_, o, _ := s.Child()
-	o = own(t, o)
-	s.Started()
+	s, _, o, _ := started(t, live.TaskIO{Stdout: out})
 	io.WriteString(o, "late")
 	o.Close()
 	s.Drain(10 * time.Second)
@@ -209,10 +212,7 @@ func TestNoClient(t *testing.T) {
 
 func TestCloseDismissesLateClients(t *testing.T) {
 	out := fifo(t, "out")
-	s := open(t, live.TaskIO{Stdout: out})
-	_, o, _ := s.Child()
-	o = own(t, o)
-	s.Started()
+	s, _, o, _ := started(t, live.TaskIO{Stdout: out})
 	o.Close()
 	s.Drain(10 * time.Second)
 	s.Close()
@@ -235,11 +235,8 @@ func TestCloseDismissesLateClients(t *testing.T) {
 
 func TestInput(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, live.TaskIO{Stdin: in})
-	i, _, _ := s.Child()
-	i = own(t, i)
+	s, i, _, _ := started(t, live.TaskIO{Stdin: in})
 	defer i.Close()
-	s.Started()
 	if err := s.Input(); err != nil {
 		t.Fatal(err)
 	}
@@ -271,11 +268,8 @@ func TestInput(t *testing.T) {
 // The client's end comes while the process has not read what is before it.
 func TestInputEndsWhileFull(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, live.TaskIO{Stdin: in})
-	i, _, _ := s.Child()
-	i = own(t, i)
+	s, i, _, _ := started(t, live.TaskIO{Stdin: in})
 	defer i.Close()
-	s.Started()
 	if err := s.Input(); err != nil {
 		t.Fatal(err)
 	}
@@ -311,11 +305,8 @@ func TestInputEndsWhileFull(t *testing.T) {
 
 func TestInputOfNobody(t *testing.T) {
 	in := fifo(t, "in")
-	s := open(t, live.TaskIO{Stdin: in})
-	i, _, _ := s.Child()
-	i = own(t, i)
+	s, i, _, _ := started(t, live.TaskIO{Stdin: in})
 	defer i.Close()
-	s.Started()
 	if err := s.CloseStdin(); err != nil { // before the process starts
 		t.Fatal(err)
 	}
@@ -334,10 +325,7 @@ func TestInputOfNobody(t *testing.T) {
 
 func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "logs", "out")
-	s := open(t, live.TaskIO{Stdout: "file://" + path})
-	_, o, _ := s.Child()
-	o = own(t, o)
-	s.Started()
+	s, _, o, _ := started(t, live.TaskIO{Stdout: "file://" + path})
 	io.WriteString(o, "logged")
 	o.Close()
 	s.Drain(10 * time.Second)
@@ -355,10 +343,7 @@ func TestLogger(t *testing.T) {
 	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s := open(t, live.TaskIO{Stdout: "binary-v2://" + script + "?key=value", Stderr: "binary-v2://" + script})
-	_, o, e := s.Child()
-	o, e = own(t, o), own(t, e)
-	s.Started()
+	_, _, o, e := started(t, live.TaskIO{Stdout: "binary-v2://" + script + "?key=value", Stderr: "binary-v2://" + script})
 	io.WriteString(o, "out\n")
 	io.WriteString(e, "err\n")
 	o.Close()

@@ -268,12 +268,7 @@ func TestContainerExec(t *testing.T) { withShims(t, inExec) }
 func inExec(t *testing.T, shim string) {
 	m, _ := newManager(t)
 	ctx := within(t, 20*time.Second)
-	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Start(ctx, "ns", "c", ""); err != nil {
-		t.Fatal(err)
-	}
+	m.sleeping(ctx, t, shim)
 	process, _ := json.Marshal(map[string]any{
 		"user": map[string]any{"uid": 0, "gid": 0},
 		"args": []string{"/bin/sh", "-c", "exit 5"},
@@ -326,18 +321,24 @@ func inExec(t *testing.T, shim string) {
 	m.wantEmpty(t)
 }
 
-// The shim of a running container is killed: the container goes with it.
-func TestContainerShimKilled(t *testing.T) { withShims(t, inKilled) }
-
-func inKilled(t *testing.T, shim string) {
-	m, seen := newManager(t)
-	ctx := within(t, 20*time.Second)
+// sleeping starts the container c, which does nothing.
+func (m *testManager) sleeping(ctx context.Context, t *testing.T, shim string) {
+	t.Helper()
 	if _, err := m.Create(ctx, "ns", container("c", shim, "exec sleep 100"), CreateOptions{Rootfs: hostRoot()}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := m.Start(ctx, "ns", "c", ""); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The shim of a running container is killed: the container goes with it.
+func TestContainerShimKilled(t *testing.T) { withShims(t, inKilled) }
+
+func inKilled(t *testing.T, shim string) {
+	m, seen := newManager(t)
+	ctx := within(t, 20*time.Second)
+	m.sleeping(ctx, t, shim)
 	c := m.task("c")
 	who, err := c.shim.learnProcess(ctx, c)
 	if err != nil {

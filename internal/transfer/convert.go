@@ -342,7 +342,7 @@ func (c *converter) store(ctx context.Context, ref string, write func(io.Writer)
 	}
 	err = w.Commit(ctx, out.Size, out.Digest, labels)
 	if errdefs.IsAlreadyExists(err) {
-		err = c.addLabels(ctx, out.Digest, labels)
+		err = content.AddLabels(ctx, c.stores.Content, out.Digest, labels)
 	}
 	return out, diffID, err
 }

@@ -231,7 +231,7 @@ func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.
 	out := ispec.Descriptor{MediaType: image.DockerLayerGzip, Digest: w.Digest(), Size: st.Offset}
 	err = w.Commit(ctx, out.Size, out.Digest, map[string]string{image.LabelUncompressed: l.Digest.String()})
 	if errdefs.IsAlreadyExists(err) {
-		err = i.addLabels(ctx, out.Digest, map[string]string{image.LabelUncompressed: l.Digest.String()})
+		err = content.AddLabels(ctx, i.stores.Content, out.Digest, map[string]string{image.LabelUncompressed: l.Digest.String()})
 	}
 	return out, err
 }
@@ -284,7 +284,7 @@ func (i *importer) image(ctx context.Context, desc ispec.Descriptor, depth int) 
 	if err != nil {
 		return 0, err
 	}
-	if err := i.addLabels(ctx, desc.Digest, i.childLabels(children)); err != nil {
+	if err := content.AddLabels(ctx, i.stores.Content, desc.Digest, i.childLabels(children)); err != nil {
 		return 0, err
 	}
 	if image.IsManifest(desc.MediaType) {

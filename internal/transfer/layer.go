@@ -255,7 +255,7 @@ func (x *session) updateLabels(ctx context.Context, d digest.Digest, labels labe
 	if len(want) == 0 {
 		return nil
 	}
-	return x.addLabels(ctx, d, want)
+	return content.AddLabels(ctx, x.stores.Content, d, want)
 }
 
 // unpackFrom unpacks a stream into the mounts and checks the diff ID.

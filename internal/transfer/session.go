@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"sync"
 	"time"
 
@@ -139,7 +138,7 @@ func (x *session) writer(ctx context.Context, desc ispec.Descriptor) (content.Wr
 func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byte, labels map[string]string) (err error) {
 	w, err := x.writer(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
-		return x.addLabels(ctx, desc.Digest, labels)
+		return content.AddLabels(ctx, x.stores.Content, desc.Digest, labels)
 	}
 	if err != nil {
 		return err
@@ -161,7 +160,7 @@ func (x *session) writeBytes(ctx context.Context, desc ispec.Descriptor, b []byt
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, labels)
 	if errdefs.IsAlreadyExists(err) {
-		return x.addLabels(ctx, desc.Digest, labels)
+		return content.AddLabels(ctx, x.stores.Content, desc.Digest, labels)
 	}
 	return err
 }
@@ -177,25 +176,6 @@ func complete(w content.Writer, desc ispec.Descriptor) (bool, error) {
 		return true, nil
 	}
 	return false, w.Truncate(0)
-}
-
-// addLabels sets those labels of a blob that it does not have yet.
-func (x *session) addLabels(ctx context.Context, d digest.Digest, labels map[string]string) error {
-	info, err := x.stores.Content.Info(ctx, d)
-	if err != nil {
-		return err
-	}
-	var paths []string
-	for k, v := range labels {
-		if info.Labels[k] != v {
-			paths = append(paths, "labels."+k)
-		}
-	}
-	if len(paths) == 0 {
-		return nil
-	}
-	_, err = x.stores.Content.Update(ctx, object.BlobInfo{Digest: d, Labels: maps.Clone(labels)}, paths...)
-	return err
 }
 
 // exists tells whether a blob is in the store, and then has the transfer's lease
@@ -265,7 +245,7 @@ func (x *session) barrier(ctx context.Context) error {
 	clear(x.syncers)
 	failpoint.Hit("transfer.chain.before-label")
 	for _, c := range x.chains {
-		if err := x.addLabels(ctx, c.config, c.labels); err != nil {
+		if err := content.AddLabels(ctx, x.stores.Content, c.config, c.labels); err != nil {
 			return err
 		}
 	}
