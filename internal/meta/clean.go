@@ -166,6 +166,7 @@ func (s namedObjects) add(key string) {
 
 func (db *DB) namedBlobs(ctx context.Context) (blobs, ingests namedObjects, err error) {
 	blobs, ingests = namedObjects{}, namedObjects{}
+	var pace boltx.Pace
 	err = db.view(ctx, func(tx *bolt.Tx) error {
 		return records(tx.Bucket([]byte(schemaVersion)), func(_ []byte, ns *bolt.Bucket) error {
 			if err := records(sub(ns, keyContent, keyIngests), func(_ []byte, b *bolt.Bucket) error {
@@ -176,6 +177,7 @@ func (db *DB) namedBlobs(ctx context.Context) (blobs, ingests namedObjects, err 
 				return err
 			}
 			return records(sub(ns, keyContent, keyBlob), func(d []byte, _ *bolt.Bucket) error {
+				pace.Step()
 				blobs.add(string(d))
 				return nil
 			})
@@ -244,6 +246,7 @@ func (db *DB) namedSnapshots(ctx context.Context, snapshotter string) (keys name
 	}
 	err = db.bolt.ViewFile(func(f *boltx.File) error {
 		keys = namedObjects{}
+		var pace boltx.Pace
 		field := func(k, v []byte, isBucket bool) error {
 			if !isBucket && string(k) == keyName {
 				keys.add(string(v))
@@ -254,6 +257,7 @@ func (db *DB) namedSnapshots(ctx context.Context, snapshotter string) (keys name
 			if !isBucket {
 				return nil
 			}
+			pace.Step()
 			return f.Bucket(v, field, fail)
 		}
 		v1, err := f.Find(schemaVersion)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/boltx"
 	"berth/internal/failpoint"
 
 	bolt "go.etcd.io/bbolt"
@@ -242,7 +243,7 @@ func newMarker(now time.Time) *marker {
 func (m *marker) mark(tx *bolt.Tx) (garbage []node) {
 	m.tx = tx
 	m.eachNamespace(m.roots)
-	m.drain()
+	m.drain(new(boltx.Pace).Step)
 	m.eachNamespace(func(ns string, b *bolt.Bucket) {
 		eachCollectable(ns, b, func(n node, _ *bolt.Bucket) {
 			if !m.isMarked(n) {
@@ -258,7 +259,7 @@ func (m *marker) mark(tx *bolt.Tx) (garbage []node) {
 func (m *marker) again(n node) {
 	m.marked[n] = struct{}{}
 	m.references(n)
-	m.drain()
+	m.drain(func() {}) // in a write transaction: others wait for it
 }
 
 func (m *marker) isMarked(n node) bool {
@@ -277,8 +278,10 @@ func (m *marker) push(n node) {
 	}
 }
 
-func (m *marker) drain() {
+// drain marks what is reachable from what was pushed, and calls step for each.
+func (m *marker) drain(step func()) {
 	for len(m.todo) > 0 {
+		step()
 		n := m.todo[len(m.todo)-1]
 		m.todo = m.todo[:len(m.todo)-1]
 		m.references(n)
@@ -294,8 +297,10 @@ func (m *marker) eachNamespace(fn func(ns string, b *bolt.Bucket)) {
 
 // eachCollectable calls fn for every record that the collector may remove.
 func eachCollectable(ns string, b *bolt.Bucket, fn func(node, *bolt.Bucket)) {
+	var pace boltx.Pace
 	each := func(kind nodeKind, prefix string, all *bolt.Bucket) {
 		_ = records(all, func(key []byte, record *bolt.Bucket) error {
+			pace.Step()
 			fn(node{kind, ns, prefix + string(key)}, record)
 			return nil
 		})

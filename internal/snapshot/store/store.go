@@ -478,12 +478,14 @@ func (s *Store) Sweep(ctx context.Context, places ...Place) error {
 // its own stops it: then nothing is known to be garbage.
 func (s *Store) kinds() (map[string]object.SnapshotKind, error) {
 	kinds := map[string]object.SnapshotKind{}
+	var pace boltx.Pace
 	err := s.db.View(func(tx *bolt.Tx) error {
 		snapshots, _ := buckets(tx)
 		if snapshots == nil {
 			return nil
 		}
 		return snapshots.ForEachBucket(func(k []byte) error {
+			pace.Step()
 			b := snapshots.Bucket(k)
 			id, n := binary.Uvarint(b.Get([]byte("id")))
 			if n <= 0 {
@@ -541,12 +543,14 @@ func (s *Store) Walk(ctx context.Context, fn func(Snapshot) error, filters ...st
 		return err
 	}
 	var found []Snapshot
+	var pace boltx.Pace
 	if err := s.db.View(func(tx *bolt.Tx) error {
 		snapshots, _ := buckets(tx)
 		if snapshots == nil {
 			return nil
 		}
 		return snapshots.ForEachBucket(func(k []byte) error {
+			pace.Step()
 			_, r, err := find(snapshots, string(k))
 			if err != nil {
 				return err
