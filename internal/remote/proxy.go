@@ -175,7 +175,11 @@ func (p *Proxy) outcome(ctx context.Context, err error) error {
 		p.answers.Store(true)
 		return err
 	}
-	switch code := status.Code(err); {
+	code := status.Code(err)
+	if at, ok := ctx.Deadline(); ok && code == codes.DeadlineExceeded && time.Until(at) < time.Second {
+		<-ctx.Done() // the other side may notice the limit a moment before this one
+	}
+	switch {
 	case code == codes.DeadlineExceeded && errors.Is(context.Cause(ctx), errLimit):
 		p.answers.Store(false)
 		return p.unavailable(errLimit)

@@ -72,7 +72,9 @@ type Monitor struct {
 	settle time.Duration
 	// table of the containers with a status label.
 	table map[key]*entry
-	done  chan result
+	// wake is when the next of them is due; zero: none is.
+	wake time.Time
+	done chan result
 }
 
 type key struct{ namespace, id string }
@@ -164,9 +166,21 @@ func (m *Monitor) drain(work *sync.WaitGroup) {
 	}
 }
 
+// grain is the least time between two walks through the table: what is due at
+// moments that lie closer together is looked at together.
+const grain = 50 * time.Millisecond
+
 // begin starts what is due, and tells how long nothing will be.
 func (m *Monitor) begin(ctx context.Context, work *sync.WaitGroup) time.Duration {
-	now, next := time.Now(), 24*time.Hour
+	const never = 24 * time.Hour
+	now := time.Now()
+	switch {
+	case m.wake.IsZero():
+		return never
+	case now.Before(m.wake):
+		return m.wake.Sub(now)
+	}
+	m.wake = time.Time{}
 	for k, e := range m.table {
 		switch {
 		case e.due.IsZero() || e.busy:
@@ -175,18 +189,31 @@ func (m *Monitor) begin(ctx context.Context, work *sync.WaitGroup) time.Duration
 			seen := *e
 			work.Go(func() { m.done <- m.look(ctx, k, seen) })
 		default:
-			next = min(next, e.due.Sub(now))
+			m.wakeAt(e.due)
 		}
 	}
-	return next
+	if m.wake.IsZero() {
+		return never
+	}
+	if soonest := now.Add(grain); m.wake.Before(soonest) {
+		m.wake = soonest
+	}
+	return m.wake.Sub(now)
+}
+
+func (m *Monitor) wakeAt(t time.Time) {
+	if m.wake.IsZero() || t.Before(m.wake) {
+		m.wake = t
+	}
 }
 
 // soon has a container looked at after a while, or earlier if that is planned.
-func (e *entry) soon(after time.Duration) {
+func (m *Monitor) soon(e *entry, after time.Duration) {
 	if due := time.Now().Add(after); e.due.IsZero() || due.Before(e.due) {
 		e.due = due
 	}
 	e.dirty = e.busy
+	m.wakeAt(e.due)
 }
 
 // looked takes in the result of a look.
@@ -205,7 +232,9 @@ func (m *Monitor) looked(r result) {
 	}
 	e.waiting = r.waiting
 	if r.again > 0 {
-		e.soon(r.again)
+		m.soon(e, r.again)
+	} else if !e.due.IsZero() {
+		m.wakeAt(e.due) // it was passed over while it was busy
 	}
 }
 
@@ -218,10 +247,10 @@ func (m *Monitor) happened(ev object.Event) {
 	k := key{ev.Namespace, about.Container}
 	switch ev.Topic {
 	case "/containers/create":
-		m.entryOf(k).soon(m.Interval) // whoever made it is about to start it
+		m.soon(m.entryOf(k), m.Interval) // whoever made it is about to start it
 		return
 	case "/containers/update":
-		m.entryOf(k).soon(m.settle)
+		m.soon(m.entryOf(k), m.settle)
 		return
 	}
 	e := m.table[k]
@@ -231,7 +260,7 @@ func (m *Monitor) happened(ev object.Event) {
 	if ev.Topic == "/tasks/exit" {
 		e.exit = about.Exit
 	}
-	e.soon(m.settle)
+	m.soon(e, m.settle)
 }
 
 func (m *Monitor) entryOf(k key) *entry {
@@ -266,7 +295,7 @@ func (m *Monitor) lookAround(ctx context.Context, first bool) {
 					}
 				}
 			}
-			m.entryOf(key{ns.Name, c.ID}).soon(0)
+			m.soon(m.entryOf(key{ns.Name, c.ID}), 0)
 		}
 	}
 }
