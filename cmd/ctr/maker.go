@@ -80,6 +80,13 @@ func releaseAbandoned(ctx context.Context, s *session, snapshotter, id string) b
 		return false
 	}
 	client := leasesapi.NewLeasesClient(s)
+	// Who is told that a snapshot exists holds it by the lease of the call.
+	snapshot := &leasesapi.Resource{Type: "snapshots/" + snapshotter, ID: id}
+	if own := leaseOf(ctx); own != "" {
+		if _, err := client.DeleteResource(ctx, &leasesapi.DeleteResourceRequest{ID: own, Resource: snapshot}); ignoreNotFound(err) != nil {
+			return false
+		}
+	}
 	resp, err := client.List(ctx, &leasesapi.ListRequest{})
 	if err != nil {
 		return false
@@ -93,7 +100,7 @@ func releaseAbandoned(ctx context.Context, s *session, snapshotter, id string) b
 			continue // ended meanwhile
 		}
 		for _, r := range held.Resources {
-			if r.Type == "snapshots/"+snapshotter && r.ID == id {
+			if r.Type == snapshot.Type && r.ID == snapshot.ID {
 				err := deleteLease(ctx, s, lease.ID, true)
 				return ignoreNotFound(err) == nil
 			}

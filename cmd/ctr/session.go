@@ -73,9 +73,20 @@ func withNamespace(ctx context.Context, name string) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
+const leaseHeader = "containerd-lease"
+
 // withLease makes calls belong to a lease.
 func withLease(ctx context.Context, id string) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, "containerd-lease", id)
+	return metadata.AppendToOutgoingContext(ctx, leaseHeader, id)
+}
+
+// leaseOf is the lease that calls belong to, or empty.
+func leaseOf(ctx context.Context) string {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	if ids := md.Get(leaseHeader); len(ids) > 0 {
+		return ids[len(ids)-1]
+	}
+	return ""
 }
 
 // afterwards is a context for cleaning up when ctx may have ended.
