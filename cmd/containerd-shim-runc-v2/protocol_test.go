@@ -41,7 +41,10 @@ func TestSpareAgain(t *testing.T) {
 	d := newDaemon(t)
 	s := newSpare(t)
 	ctx := t.Context()
-	command := commandLine(t, s.cmd.Process.Pid)
+	command := ""
+	for command == "" { // until its exec is over
+		command = commandLine(t, s.cmd.Process.Pid)
+	}
 	var files int
 	for i := range 5 {
 		id := fmt.Sprintf("again-%d", i)
