@@ -90,7 +90,7 @@ func (d *Daemon) distrust(ctx context.Context) {
 	begin := time.Now()
 	released, err := d.releaseSnapshots(ctx)
 	if err == nil {
-		_, err = d.db.Collect(ctx)
+		_, err = d.db.CollectRecords(ctx) // the start does not wait for a backend that hangs
 	}
 	if err != nil {
 		d.log.Error("layers of unfinished transfers, whose files may be lost, are not removed", "error", err)

@@ -114,6 +114,13 @@ func (db *DB) Collect(ctx context.Context) (GCStats, error) {
 	return stats, nil
 }
 
+// CollectRecords is Collect for those who need not wait for the backends: they
+// remove bytes in the background.
+func (db *DB) CollectRecords(ctx context.Context) (GCStats, error) {
+	stats, _, err := db.collect(ctx)
+	return stats, err
+}
+
 // collect marks and sweeps; cleaned is closed when the backends are done too.
 func (db *DB) collect(ctx context.Context) (stats GCStats, cleaned <-chan struct{}, err error) {
 	select {

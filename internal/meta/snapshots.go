@@ -262,8 +262,13 @@ func (s *snapshots) Commit(ctx context.Context, name, key string, opts snapshot.
 	committed := snapRecord{p.key, object.SnapshotInfo{
 		Name: name, Parent: r.info.Parent, Labels: withoutEmpty(opts.Labels), Created: now, Updated: now,
 	}}
-	// The backend has committed: this is finished even when the caller left.
+	// The backend has committed: this is finished even when the caller left, or
+	// the lease was deleted meanwhile.
 	if err := s.db.update(context.WithoutCancel(ctx), func(tx *bolt.Tx) error {
+		s := *s
+		if s.checkLease(tx) != nil {
+			s.lease = ""
+		}
 		if err := unlinkSnapshot(s.bucket(tx), key); err != nil {
 			return err
 		}

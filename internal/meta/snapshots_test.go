@@ -237,3 +237,26 @@ func TestCommitRefused(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
+
+// A commit that the backend has carried out is finished even when its lease was
+// deleted meanwhile.
+func TestCommitOutlivesLease(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	scope := f.Scope("ns", "")
+	must(scope.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	s := f.snapshotter(t, "ns", "l")
+	must(s.Prepare(ctx, "k", "", nil))(t)
+	f.snapshots.onCommit = func() {
+		if err := scope.Leases().Delete(ctx, "l", false); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Commit(ctx, "n", "k", snapshot.CommitOptions{Labels: map[string]string{"containerd.io/gc.root": "1"}}); err != nil {
+		t.Fatal(err)
+	}
+	must(f.Collect(ctx))(t)
+	if info := must(f.snapshotter(t, "ns", "").Stat(ctx, "n"))(t); info.Kind != object.SnapshotCommitted {
+		t.Errorf("it is %v", info.Kind)
+	}
+}

@@ -107,7 +107,7 @@ func newLog(w io.Writer, debug bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-// receiveAssignment blocks its thread: a spare has no other goroutine.
+// receiveAssignment blocks its thread: a spare has nothing else to do.
 func receiveAssignment(fd int) ([]byte, net.Listener, error) {
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	var raw []byte

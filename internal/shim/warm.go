@@ -34,7 +34,7 @@ func warm() {
 
 // Memory. While a container is made and started, garbage is left lying: collecting
 // it would take more time than it takes room. Once it runs the shim is idle for
-// most of its life, and gives back what it does not need.
+// most of its life, and lets less garbage add up.
 const (
 	gcWhenBusy = 400
 	gcWhenIdle = 40

@@ -231,6 +231,14 @@ func awaitReader(ctx context.Context, path string, patience time.Duration) (*os.
 	if !errors.Is(err, unix.ENXIO) {
 		return w, err
 	}
+	// A handle that leads to the FIFO even when the client has removed its name:
+	// both ends below are of the same one.
+	handle, err := os.OpenFile(path, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	path = "/proc/self/fd/" + strconv.Itoa(int(handle.Fd()))
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	type result struct {
@@ -250,7 +258,7 @@ func awaitReader(ctx context.Context, path string, patience time.Duration) (*os.
 	// A reader of our own lets it go. What is written waits for the client.
 	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err // the client has removed the FIFO: the goroutine waits on
+		return nil, err // no descriptor is left: the goroutine waits on
 	}
 	defer r.Close()
 	late := <-opened

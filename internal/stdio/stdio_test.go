@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,33 @@ func TestNoClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
+}
+
+// One that takes the FIFO away while it is waited for leaves no thread behind.
+func TestClientRemovesFIFO(t *testing.T) {
+	path := fifo(t, "out")
+	before, files := runtime.NumGoroutine(), openFiles(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := Open(ctx, live.TaskIO{Stdout: path}, Options{Patience: time.Hour})
+		failed <- err
+	}()
+	for openFiles(t) == files { // until it has the FIFO
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before || openFiles(t) > files; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines and %d files, before %d and %d", runtime.NumGoroutine(), openFiles(t), before, files)
+		}
+	}
 }
 
 func TestCloseDismissesLateClients(t *testing.T) {

@@ -99,7 +99,7 @@ func TestShimLog(t *testing.T) {
 	w.WriteString("level=error msg=one\nlevel=info ms")
 	w.WriteString("g=two\n" + strings.Repeat("x", 10000) + "\n")
 	w.Close()
-	for range 4 { // the long line comes in three pieces
+	for range 5 { // two lines, and the long one in three pieces
 		<-got
 	}
 	f.Close()

@@ -67,7 +67,7 @@ func (p *Pool) take(e Edition) *Spare {
 		if sp.edition == e && !sp.Process.HasExited() {
 			return sp
 		}
-		sp.Dismiss()
+		go sp.Dismiss() // who wants one need not wait for it to end
 	}
 }
 
@@ -83,33 +83,45 @@ func (p *Pool) Peek() *Spare {
 
 // Put adds one whose assignment is over, or ends it when there are enough.
 func (p *Pool) Put(sp *Spare) {
+	if !p.keep(sp) {
+		sp.Dismiss()
+	}
+}
+
+// keep tells whether there is room for one more.
+func (p *Pool) keep(sp *Spare) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || len(p.waiting) >= maxSpares {
-		sp.Dismiss()
-		return
+		return false
 	}
 	p.waiting = append(p.waiting, sp)
-	if len(p.waiting) == 1 {
-		return
-	}
-	if p.trim == nil {
+	switch {
+	case len(p.waiting) == 1:
+	case p.trim == nil:
 		p.trim = time.AfterFunc(trimAfter, p.cut)
-	} else {
+	default:
 		p.trim.Reset(trimAfter)
 	}
+	return true
 }
 
 // cut ends all but the one that became a spare last.
 func (p *Pool) cut() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return
+	var surplus []*Spare
+	if n := len(p.waiting) - 1; n > 0 {
+		surplus, p.waiting = p.waiting[:n:n], p.waiting[n:]
 	}
-	for len(p.waiting) > 1 {
-		p.waiting[0].Dismiss()
-		p.waiting = p.waiting[1:]
+	p.mu.Unlock()
+	dismiss(surplus)
+}
+
+// dismiss is not called with the lock held: a process that is slow to end must
+// not keep others from starting.
+func dismiss(list []*Spare) {
+	for _, sp := range list {
+		sp.Dismiss()
 	}
 }
 
@@ -150,10 +162,9 @@ func (p *Pool) Close() {
 	if p.trim != nil {
 		p.trim.Stop()
 	}
-	for _, sp := range p.waiting {
-		sp.Dismiss()
-	}
+	rest := p.waiting
 	p.waiting = nil
 	p.mu.Unlock()
+	dismiss(rest)
 	p.starting.Wait()
 }
