@@ -222,7 +222,7 @@ func TestClientRemovesFIFO(t *testing.T) {
 		failed <- err
 	}()
 	for openFiles(t) == files { // until it has the FIFO
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
