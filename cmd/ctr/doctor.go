@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func doctorCommand() *cli.Command {
 		Description: "Looks at the kernel, cgroups, limits, networking, disks, what earlier containers left behind, the configured registries and the daemon, which may be " +
 			"down, and says how to mend what is wrong. Nothing is changed. Exit status 1 means that something will not work.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "config", Usage: "The daemon's configuration file", Value: config.DefaultPath},
+			&cli.StringFlag{Name: "config", Usage: "The daemon's configuration file; that of the running daemon if not given, else " + config.DefaultPath},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Leave out what is as it should be"},
 			&cli.BoolFlag{Name: "skip-registries", Usage: "Do not ask the configured registries"},
 			formatFlag(),
@@ -44,7 +45,11 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
 	defer cancel()
-	cfg, results := examineConfig(cmd.String("config"))
+	started := runningDaemon(ctx, cmd)
+	if cmd.IsSet("config") {
+		started = daemonFlags{config: cmd.String("config")}
+	}
+	cfg, results := examineConfig(started)
 	if !cmd.IsSet("address") {
 		if err := cmd.Root().Set("address", cfg.Plugins.GRPC.Address); err != nil {
 			return err
@@ -102,24 +107,27 @@ func printResults(format string, results []doctor.Result) error {
 }
 
 // examineConfig reads the daemon's configuration; the defaults when there is none.
-func examineConfig(path string) (*config.Config, []doctor.Result) {
+func examineConfig(started daemonFlags) (*config.Config, []doctor.Result) {
+	path := cmp.Or(started.config, config.DefaultPath)
 	result := func(status doctor.Status, found, fix string) []doctor.Result {
 		return []doctor.Result{{Area: "daemon", Check: "configuration", Status: status, Found: found, Fix: fix}}
 	}
 	cfg, warnings, err := config.Load(path)
+	found := result(doctor.OK, path, "")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return config.Default(), result(doctor.OK, path+" is not there: the defaults apply", "")
+		cfg, found = config.Default(), result(doctor.OK, path+" is not there: the defaults apply", "")
 	case err != nil:
-		return config.Default(), result(doctor.Problem, oneLine(err), "mend the file; 'containerd config check' looks again")
+		cfg, found = config.Default(), result(doctor.Problem, oneLine(err), "mend the file; 'containerd config check' looks again")
 	case len(warnings) > 0:
 		var lines []string
 		for _, w := range warnings {
 			lines = append(lines, w.String())
 		}
-		return cfg, result(doctor.Warning, strings.Join(lines, "; "), "'containerd config check' tells more")
+		found = result(doctor.Warning, strings.Join(lines, "; "), "'containerd config check' tells more")
 	}
-	return cfg, result(doctor.OK, path, "")
+	cfg.Root, cfg.State = cmp.Or(started.root, cfg.Root), cmp.Or(started.state, cfg.State)
+	return cfg, found
 }
 
 // examineDaemon asks the daemon. live tells what it has, nil when it cannot be asked.

@@ -63,7 +63,8 @@ func (a *archiveContents) file(name string) (ispec.Descriptor, bool) {
 // readArchive reads an archive to its end, once, and stores every file in it
 // as a blob; nothing is ever written under the names that the archive gives.
 func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContents, error) {
-	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r})
+	job := x.rep.Stream(0)
+	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r, job: job})
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
@@ -76,6 +77,7 @@ func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContent
 	if err := first(g.Wait(), err); err != nil {
 		return nil, err
 	}
+	job.Done("complete")
 	return a, nil
 }
 

@@ -47,7 +47,7 @@ func (s *Service) Export(ctx context.Context, namespace string, images []string,
 	if len(images) == 0 {
 		return fmt.Errorf("export of no image: %w", errdefs.ErrInvalidArgument)
 	}
-	rep := report.New(progress, images[0], "")
+	rep := report.New(progress, images[0], "exporting")
 	defer rep.Close()
 	x, end, err := s.begin(ctx, namespace, "", rep)
 	if err != nil {
@@ -81,6 +81,7 @@ type export struct {
 	opts  ExportOptions
 	match platforms.MatchComparer
 
+	job    *report.Job
 	index  []ispec.Descriptor
 	blobs  map[digest.Digest]ispec.Descriptor
 	docker map[digest.Digest]*dockerImage // by manifest
@@ -217,10 +218,12 @@ func cutLast(s, sep string) (before, after string, found bool) {
 
 func (e *export) write(ctx context.Context, w io.Writer) error {
 	tw := tar.NewWriter(w)
-	algorithms := map[string]bool{}
-	for d := range e.blobs {
+	algorithms, size := map[string]bool{}, int64(0)
+	for d, desc := range e.blobs {
 		algorithms[d.Algorithm().String()] = true
+		size += desc.Size
 	}
+	e.job = e.rep.Stream(size)
 	dir := func(name string) error {
 		return tw.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeDir})
 	}
@@ -253,7 +256,11 @@ func (e *export) write(ctx context.Context, w io.Writer) error {
 	if err := writeJSON(tw, ispec.ImageLayoutFile, 0o444, ispec.ImageLayout{Version: ispec.ImageLayoutVersion}); err != nil {
 		return err
 	}
-	return tw.Close()
+	if err := tw.Close(); err != nil {
+		return err
+	}
+	e.job.Done("complete")
+	return nil
 }
 
 func (e *export) writeBlob(ctx context.Context, tw *tar.Writer, desc ispec.Descriptor) error {
@@ -266,7 +273,7 @@ func (e *export) writeBlob(ctx context.Context, tw *tar.Writer, desc ispec.Descr
 		return err
 	}
 	verify := desc.Digest.Verifier()
-	if err := copyAt(ctx, io.MultiWriter(tw, verify), ra); err != nil {
+	if err := copyAt(ctx, io.MultiWriter(tw, verify), ra, e.job); err != nil {
 		return fmt.Errorf("blob %s: %w", desc.Digest, err)
 	}
 	if !verify.Verified() {
@@ -275,9 +282,9 @@ func (e *export) writeBlob(ctx context.Context, tw *tar.Writer, desc ispec.Descr
 	return nil
 }
 
-func copyAt(ctx context.Context, w io.Writer, ra content.ReaderAt) error {
+func copyAt(ctx context.Context, w io.Writer, ra content.ReaderAt, job *report.Job) error {
 	buf := make([]byte, ring.Size)
-	_, err := io.CopyBuffer(w, struct{ io.Reader }{&countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size())}}, buf)
+	_, err := io.CopyBuffer(w, struct{ io.Reader }{&countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: job}}, buf)
 	return err
 }
 

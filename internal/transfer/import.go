@@ -218,7 +218,7 @@ func (i *importer) compress(ctx context.Context, l ispec.Descriptor, ra content.
 	if err != nil {
 		return l, err
 	}
-	if err := copyAt(ctx, z, ra); err != nil {
+	if err := copyAt(ctx, z, ra, nil); err != nil {
 		return l, errors.Join(err, undo(ctx, func(ctx context.Context) error { w.Close(); return i.stores.Content.Abort(ctx, ref) }))
 	}
 	if err := z.Close(); err != nil {

@@ -21,8 +21,39 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "compat:", err)
 			return 1
 		}
+		before := namespaceDirs()
+		defer func() { removeNamespaceDirs(before) }()
 		return m.Run()
 	}())
+}
+
+// runtimeState has a directory for each namespace with containers.
+const runtimeState = "/run/containerd/runc/"
+
+func namespaceDirs() map[string]bool {
+	names := map[string]bool{}
+	entries, _ := os.ReadDir(runtimeState) // not there before the first container
+	for _, e := range entries {
+		names[e.Name()] = true
+	}
+	return names
+}
+
+// removeNamespaceDirs removes the directories and cgroups of namespaces that were
+// not there before. Runtimes leave them when the last container goes; what is not
+// empty stays, and is found.
+func removeNamespaceDirs(before map[string]bool) {
+	for name := range namespaceDirs() {
+		if before[name] {
+			continue
+		}
+		for _, parent := range []string{runtimeState, "/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+			dirs, _ := filepath.Glob(parent + name)
+			for _, dir := range dirs {
+				os.Remove(dir)
+			}
+		}
+	}
 }
 
 func prepare() error {

@@ -115,18 +115,15 @@ func (n *node) remove() {
 			unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
-	if state := "/run/containerd/runc/" + n.namespace(); left > 0 {
+	if state := runtimeState + n.namespace(); left > 0 {
 		os.RemoveAll(state)
 		n.t.Errorf("%d processes and mounts were left behind", left)
 	}
-	// Parents that runtimes make and leave: only when they are empty.
-	os.Remove("/run/containerd/runc/" + n.namespace())
+	// A parent that runtimes make and leave: only when it is empty.
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
-		for _, parent := range []string{n.namespace(), "berth-compat"} {
-			dirs, _ := filepath.Glob(pattern + parent)
-			for _, dir := range dirs {
-				os.Remove(dir)
-			}
+		dirs, _ := filepath.Glob(pattern + "berth-compat")
+		for _, dir := range dirs {
+			os.Remove(dir)
 		}
 	}
 	if n.t.Failed() {

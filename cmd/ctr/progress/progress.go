@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"berth/cmd/ctr/output"
+	"berth/internal/transfer/report"
 
 	"github.com/containerd/containerd/api/types/transfer"
 	"golang.org/x/term"
@@ -77,7 +78,7 @@ func (d *Display) Update(p *transfer.Progress) {
 		d.roots = append(d.roots, n)
 	}
 	d.place(n, p.Parents)
-	if n.started.IsZero() && (p.Event == "downloading" || p.Event == "uploading") {
+	if n.started.IsZero() && isMoving(p.Event) && p.Event != "extracting" {
 		n.started = d.now()
 	}
 	n.event, n.done, n.last = p.Event, p.Progress, d.now()
@@ -122,8 +123,12 @@ func (d *Display) Close(failed bool) {
 		}
 		return
 	}
-	if !failed {
-		total := d.sum()
+	if failed {
+		return
+	}
+	if total := d.sum(); total == 0 {
+		fmt.Fprintf(d.w, "done in %.1fs\n", d.elapsed().Seconds())
+	} else {
 		fmt.Fprintf(d.w, "done: %s in %.1fs (%s/s)\n", output.Size(total), d.elapsed().Seconds(), output.Size(d.rate(total)))
 	}
 }
@@ -137,8 +142,20 @@ func (d *Display) rate(total int64) int64 {
 	return 0
 }
 
+// isMoving tells of an event whether its figures grow.
+func isMoving(event string) bool {
+	switch event {
+	case "downloading", "uploading", "importing", "exporting", "converting", "extracting":
+		return true
+	}
+	return false
+}
+
 // sum of the bytes that were moved, each thing once.
 func (d *Display) sum() (total int64) {
+	if n := d.nodes[report.Archive]; n != nil {
+		return n.done // the others are parts of it
+	}
 	for _, n := range d.nodes {
 		total += n.done
 	}
@@ -148,8 +165,8 @@ func (d *Display) sum() (total int64) {
 // line is what is printed of a node that changed its state, without a terminal.
 func (d *Display) line(n *node) {
 	size := ""
-	if n.total > 0 {
-		size = " " + output.Size(n.total)
+	if s := max(n.total, n.done); s > 0 {
+		size = " " + output.Size(s)
 	}
 	fmt.Fprintf(d.w, "%s: %s%s\n", short(n.name), n.event, size)
 }
@@ -218,16 +235,18 @@ func (l *layout) rows(rows []string, n *node, first, next string) []string {
 		row = clip(row, l.name)
 	}
 	row = fmt.Sprintf("%-*s %-*s", l.name, row, eventWidth, n.event)
-	switch n.event {
-	case "downloading", "uploading", "extracting":
+	switch {
+	case isMoving(n.event):
 		row += l.gauge(n.done, n.total)
 		if n.total > 0 {
 			row += " " + output.Size(n.done) + "/" + output.Size(n.total)
+		} else if n.done > 0 {
+			row += " " + output.Size(n.done)
 		}
 		if s := n.last.Sub(n.started).Seconds(); !n.started.IsZero() && s > 0.1 {
 			row += fmt.Sprintf(" %s/s", output.Size(int64(float64(n.done)/s)))
 		}
-	case "complete", "extracted", "already exists":
+	case n.event == "complete" || n.event == "extracted" || n.event == "already exists":
 		row += l.gauge(1, 1)
 		if n.total > 0 {
 			row += " " + output.Size(n.total)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/transfer/report"
+
 	"github.com/containerd/containerd/api/types/transfer"
 )
 
@@ -61,6 +63,24 @@ func TestTreeIsDrawnInPlace(t *testing.T) {
 		if n := len([]rune(strings.TrimSpace(strings.ReplaceAll(line, "\r\x1b[2K", "")))); n > 80 {
 			t.Errorf("line of %d characters: %q", n, line)
 		}
+	}
+}
+
+// What is read from an archive is not counted again when it is unpacked.
+func TestArchive(t *testing.T) {
+	d, out := testDisplay(-1)
+	d.Update(&transfer.Progress{Name: report.Archive, Event: "importing"})
+	d.Update(&transfer.Progress{Name: report.Archive, Event: "importing", Progress: 1000})
+	d.Update(&transfer.Progress{Name: report.Archive, Event: "complete", Progress: 2048})
+	d.Update(&transfer.Progress{Name: "layer-sha256:" + digest, Event: "extracting", Progress: 1024, Total: 1024})
+	d.Close(false)
+	if want := "archive: importing\narchive: complete 2.0 KiB\nlayer (0123456789ab): extracting 1.0 KiB\ndone: 2.0 KiB in "; !strings.HasPrefix(out.String(), want) {
+		t.Errorf("got %q\nwant %q", out.String(), want)
+	}
+	d, out = testDisplay(-1)
+	d.Close(false)
+	if !strings.HasPrefix(out.String(), "done in ") {
+		t.Errorf("of nothing: %q", out.String())
 	}
 }
 

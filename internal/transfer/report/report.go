@@ -147,6 +147,23 @@ func (r *Reporter) Job(desc ispec.Descriptor) *Job {
 	return j
 }
 
+// Archive is the name in the reports about an archive as a whole.
+const Archive = "archive"
+
+// Stream begins the reports about an archive that is read, or written, from its
+// beginning to its end; size is 0 when it is not known.
+func (r *Reporter) Stream(size int64) *Job {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j := &Job{r: r, desc: ispec.Descriptor{Size: size}, name: Archive, verb: r.verb}
+	r.jobs = append(r.jobs, j)
+	j.emit(r.verb, 0)
+	return j
+}
+
 // Add counts bytes that moved.
 func (j *Job) Add(n int) {
 	if j != nil {
@@ -179,9 +196,11 @@ func (j *Job) Done(event string) {
 	}
 	j.r.mu.Lock()
 	defer j.r.mu.Unlock()
-	j.moved.Store(j.desc.Size)
-	j.sent = j.desc.Size
-	j.emit(event, j.desc.Size)
+	if j.desc.Size > 0 { // a stream's size may not be known
+		j.moved.Store(j.desc.Size)
+	}
+	j.sent = j.moved.Load()
+	j.emit(event, j.sent)
 }
 
 func (j *Job) tick() {
@@ -194,5 +213,9 @@ func (j *Job) tick() {
 
 func (j *Job) emit(event string, n int64) {
 	j.event = event
-	j.r.send(Progress{Event: event, Name: j.name, Parents: j.parents, Progress: n, Total: j.desc.Size, Desc: &j.desc})
+	p := Progress{Event: event, Name: j.name, Parents: j.parents, Progress: n, Total: j.desc.Size}
+	if j.desc.Digest != "" {
+		p.Desc = &j.desc
+	}
+	j.r.send(p)
 }
