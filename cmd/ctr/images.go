@@ -96,6 +96,7 @@ func imagesCommand() *cli.Command {
 				Description: "Sends an image to a registry, under its own name or as <remote>.",
 				Flags:       pushFlags(), Action: withSession(pushAction),
 			},
+			referrersCommand(),
 			{
 				Name: "prune", Usage: "Remove unused images",
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "Remove all unused images, not just dangling ones (if all is not specified no images will be pruned)"}},
