@@ -58,6 +58,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
+		os.Remove("/run/containerd/runc/ns") // the runtime leaves the namespace's directory
 	}
 	os.Exit(code)
 }
