@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // Attacher shortens the first attachment of a process to a control group.
@@ -20,7 +21,12 @@ import (
 type Attacher struct {
 	procs string // the daemon's own cgroup.procs in some hierarchy, empty with version 2
 	busy  atomic.Bool
+	last  atomic.Int64 // when the last write ended, in Unix nanoseconds
 }
+
+// prepared is how long after one write another would bring nothing: less than the
+// shortest grace period.
+const prepared = 3 * time.Millisecond
 
 // NewAttacher finds out what the host has.
 func NewAttacher() *Attacher { return &Attacher{procs: ownProcs("/proc/self/cgroup", Mount)} }
@@ -52,7 +58,7 @@ func ownProcs(list, mount string) string {
 
 // Prepare returns at once; a write that is under way already serves this call too.
 func (a *Attacher) Prepare() {
-	if a.procs == "" || !a.busy.CompareAndSwap(false, true) {
+	if a.procs == "" || time.Since(time.Unix(0, a.last.Load())) < prepared || !a.busy.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
@@ -63,5 +69,6 @@ func (a *Attacher) Prepare() {
 			f.WriteString("0")
 			f.Close()
 		}
+		a.last.Store(time.Now().UnixNano())
 	}()
 }
