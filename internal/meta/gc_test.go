@@ -434,6 +434,29 @@ func TestScheduler(t *testing.T) {
 	})
 }
 
+// Nothing is collected for something that expires when nobody alive will see it.
+func TestFarExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		var s *scheduler
+		far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+		s = newScheduler(DefaultGC(), time.Now, func() bool {
+			runs.Add(1)
+			s.expireAt(far) // as the mark finds it again
+			return true
+		})
+		defer s.close()
+		s.start()
+		time.Sleep(time.Second)
+		s.expireAt(far)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := runs.Load(); n != 1 {
+			t.Errorf("%d collections in an hour, want that of the start", n)
+		}
+	})
+}
+
 // An expired lease is collected although nothing happens.
 func TestExpiryOnIdleDaemon(t *testing.T) {
 	f := newFixture(t, func(o *Options) { o.GC = &GCOptions{StartupDelay: time.Millisecond} })
