@@ -162,17 +162,25 @@ func (d *DB) try(calls []*call) (failed int, err error) {
 		return -1, err
 	}
 	if err := tx.Commit(); err != nil {
+		if d.sealer != nil && d.sealer.failed != nil {
+			d.failed = undurable(d.sealer.failed)
+			return -1, d.failed
+		}
 		return -1, fmt.Errorf("commit transaction: %w", err)
 	}
 	if d.sealer != nil {
 		// A crash of the process here leaves the transaction done, although
 		// nobody was told; a power cut leaves it done or not.
 		failpoint.Hit(d.points.flush)
-		if err := d.sealer.commit(); err != nil {
-			d.failed = fmt.Errorf("make records durable: %w: %w; nothing more is written until the daemon is started again", err, errdefs.ErrUnavailable)
+		if err := d.sealer.flush(); err != nil {
+			d.failed = undurable(err)
 			return -1, d.failed
 		}
 	}
 	failpoint.Hit(d.points.after)
 	return -1, nil
+}
+
+func undurable(err error) error {
+	return fmt.Errorf("make records durable: %w: %w; nothing more is written until the daemon is started again", err, errdefs.ErrUnavailable)
 }
