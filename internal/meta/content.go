@@ -292,7 +292,7 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 		return w, nil
 	}
 	w.out, err = s.db.content.store.Writer(ctx, content.WriteOptions{Ref: in.backend, Size: opts.Size})
-	if err != nil && isNew {
+	if err != nil && isNew && !errdefs.IsUnavailable(err) { // else another was faster to open what this one has recorded
 		err = errors.Join(err, s.forget(ctx, in))
 	}
 	if err != nil {
@@ -379,12 +379,20 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 
 // forget removes the record of an ingest that could not be opened.
 func (s blobs) forget(ctx context.Context, in ingest) error {
-	return s.db.update(context.WithoutCancel(ctx), func(tx *bolt.Tx) error {
-		if err := drop(inNamespace(tx, s.namespace, keyContent, keyIngests), in.ref); err != nil {
-			return err
-		}
-		return s.release(tx, keyIngests, in.ref)
-	})
+	return s.db.update(context.WithoutCancel(ctx), func(tx *bolt.Tx) error { return s.end(tx, in) })
+}
+
+// end removes the record of an ingest, unless that was aborted and the reference
+// is another ingest's by now.
+func (s blobs) end(tx *bolt.Tx, in ingest) error {
+	all := inNamespace(tx, s.namespace, keyContent, keyIngests)
+	if b := sub(all, in.ref); b != nil && getString(b, keyRef) != in.backend {
+		return nil
+	}
+	if err := drop(all, in.ref); err != nil {
+		return err
+	}
+	return s.release(tx, keyIngests, in.ref)
 }
 
 // isShareable tells whether a namespace that shares its blobs has this one.

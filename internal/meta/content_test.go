@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"context"
 	"io"
 	"slices"
 	"testing"
@@ -121,6 +122,82 @@ func TestContentUnshare(t *testing.T) {
 	must(w.Write([]byte("new")))(t)
 	if err := w.Commit(ctx, 3, digest.FromString("new"), nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// slowStore lets something happen while the backend opens or commits an ingest.
+type slowStore struct {
+	content.Store
+	opening, committed func()
+}
+
+type slowWriter struct {
+	content.Writer
+	committed func()
+}
+
+func (s *slowStore) Writer(ctx context.Context, opts content.WriteOptions) (content.Writer, error) {
+	if fn := s.opening; fn != nil {
+		s.opening = nil
+		fn()
+	}
+	w, err := s.Store.Writer(ctx, opts)
+	if err == nil && s.committed != nil {
+		w = &slowWriter{w, s.committed}
+		s.committed = nil
+	}
+	return w, err
+}
+
+func (w *slowWriter) Commit(ctx context.Context, size int64, d digest.Digest, labels map[string]string) error {
+	err := w.Writer.Commit(ctx, size, d, labels)
+	w.committed()
+	return err
+}
+
+// Of two that begin one ingest at a time, the one that comes too late to open it
+// leaves the record of it alone.
+func TestContentTwoBegin(t *testing.T) {
+	store := &slowStore{}
+	f := newFixture(t, func(o *Options) { store.Store, o.Content = o.Content, store })
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	var faster content.Writer
+	store.opening = func() { faster = must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t) }
+	_, err := s.Writer(ctx, content.WriteOptions{Ref: "r"})
+	wantErr(t, "the second writer", err, errdefs.ErrUnavailable)
+	must(faster.Write([]byte("x")))(t)
+	f.content.dirty.Store(true)
+	must(f.Collect(ctx))(t)
+	if err := faster.Commit(ctx, 1, "", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A commit ends its own ingest, not the one that was begun under its reference
+// after an abort.
+func TestContentCommitBesideAbort(t *testing.T) {
+	store := &slowStore{}
+	f := newFixture(t, func(o *Options) { store.Store, o.Content = o.Content, store })
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	var next content.Writer
+	store.committed = func() {
+		if err := s.Abort(ctx, "r"); err != nil {
+			t.Error(err)
+		}
+		next = must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t)
+	}
+	w := must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t)
+	must(w.Write([]byte("x")))(t)
+	if err := w.Commit(ctx, 1, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	must(next.Write([]byte("y")))(t)
+	f.content.dirty.Store(true)
+	must(f.Collect(ctx))(t)
+	if err := next.Commit(ctx, 1, "", nil); err != nil {
+		t.Error(err)
 	}
 }
 
