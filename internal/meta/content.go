@@ -343,9 +343,10 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 			return err
 		}
 		if isNew = b.Get([]byte(keyRef)) == nil; isNew {
-			// Never used before, so that nothing is found in the backend that an
-			// earlier ingest of this name left. containerd's numbers are all 1.
-			n := max(1, all.Sequence()) + 1
+			// Never used before, not in a namespace of this name that was deleted
+			// either, so that nothing is found in the backend that an earlier ingest
+			// of this name left. containerd's numbers are all 1.
+			n := s.db.numbers.next("ingests\x00"+s.namespace, max(1, all.Sequence()))
 			if err := all.SetSequence(n); err != nil {
 				return err
 			}

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -198,6 +199,29 @@ func TestContentCommitBesideAbort(t *testing.T) {
 	must(f.Collect(ctx))(t)
 	if err := next.Commit(ctx, 1, "", nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// What was being written in a namespace goes with it, and is not taken up by the
+// next one of that name.
+func TestContentNamespaceDeleted(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	begin := func() content.Writer { return must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t) }
+	w := begin()
+	must(w.Write([]byte("x")))(t)
+	if err := errors.Join(w.Close(), f.Namespaces().Delete(ctx, "ns")); err != nil {
+		t.Fatal(err)
+	}
+	w = begin()
+	defer w.Close()
+	if st := must(w.Status())(t); st.Offset != 0 {
+		t.Errorf("a new ingest has %d bytes", st.Offset)
+	}
+	must(f.Collect(ctx))(t)
+	if all := must(f.store.ListStatuses(ctx))(t); len(all) != 1 {
+		t.Errorf("the store has the ingests %v", all)
 	}
 }
 
