@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -240,6 +241,7 @@ type marker struct {
 	// expiry is the earliest moment at which something that was a root expires;
 	// zero when nothing does.
 	expiry time.Time
+	last   place // of references
 }
 
 func newMarker(now time.Time) *marker {
@@ -252,7 +254,7 @@ func (m *marker) mark(tx *bolt.Tx) (garbage []node) {
 	m.eachNamespace(m.roots)
 	m.drain(new(boltx.Pace).Step)
 	m.eachNamespace(func(ns string, b *bolt.Bucket) {
-		eachCollectable(ns, b, func(n node, _ *bolt.Bucket) {
+		eachCollectable(ns, b, func(n node, _ *bolt.Bucket, _ []byte) {
 			if !m.isMarked(n) {
 				garbage = append(garbage, n)
 			}
@@ -302,13 +304,17 @@ func (m *marker) eachNamespace(fn func(ns string, b *bolt.Bucket)) {
 	})
 }
 
-// eachCollectable calls fn for every record that the collector may remove.
-func eachCollectable(ns string, b *bolt.Bucket, fn func(node, *bolt.Bucket)) {
+// eachCollectable calls fn for every record that the collector may remove, with
+// where it is: to open them all takes longer than to go through their names.
+func eachCollectable(ns string, b *bolt.Bucket, fn func(n node, all *bolt.Bucket, key []byte)) {
 	var pace boltx.Pace
 	each := func(kind nodeKind, prefix string, all *bolt.Bucket) {
-		_ = records(all, func(key []byte, record *bolt.Bucket) error {
+		if all == nil {
+			return
+		}
+		_ = all.ForEachBucket(func(key []byte) error {
 			pace.Step()
-			fn(node{kind, ns, prefix + string(key)}, record)
+			fn(node{kind, ns, prefix + string(key)}, all, key)
 			return nil
 		})
 	}
@@ -324,7 +330,8 @@ func eachCollectable(ns string, b *bolt.Bucket, fn func(node, *bolt.Bucket)) {
 
 // roots pushes the roots of a namespace and collects its back references.
 func (m *marker) roots(ns string, b *bolt.Bucket) {
-	eachCollectable(ns, b, func(n node, record *bolt.Bucket) {
+	eachCollectable(ns, b, func(n node, all *bolt.Bucket, key []byte) {
+		record := all.Bucket(key)
 		switch n.kind {
 		case kindLease:
 			m.lease(n, record)
@@ -403,13 +410,30 @@ func expiryOf(record *bolt.Bucket) time.Time {
 	return t
 }
 
+// bucket is inNamespace in the transaction of the marker, without the way there
+// for those that lie in the same one as the node before.
+func (m *marker) bucket(ns string, path []string) *bolt.Bucket {
+	if m.last.tx != m.tx || m.last.ns != ns || !slices.Equal(m.last.path, path) {
+		m.last = place{m.tx, ns, path, inNamespace(m.tx, ns, path...)}
+	}
+	return m.last.bucket
+}
+
+// place is a bucket of records, and how it was reached.
+type place struct {
+	tx     *bolt.Tx
+	ns     string
+	path   []string
+	bucket *bolt.Bucket
+}
+
 // references pushes what a node refers to.
 func (m *marker) references(n node) {
 	for _, kept := range m.back[n] {
 		m.push(kept)
 	}
 	path, key := n.path()
-	record := sub(inNamespace(m.tx, n.ns, path...), key)
+	record := sub(m.bucket(n.ns, path), key)
 	if record == nil {
 		return // nothing is there, or not any more
 	}

@@ -25,7 +25,7 @@ import (
 func (f *fixture) has(t testing.TB, ns string) (all []string) {
 	t.Helper()
 	if err := f.view(t.Context(), func(tx *bolt.Tx) error {
-		eachCollectable(ns, inNamespace(tx, ns), func(n node, _ *bolt.Bucket) {
+		eachCollectable(ns, inNamespace(tx, ns), func(n node, _ *bolt.Bucket, _ []byte) {
 			all = append(all, fmt.Sprintf("%d:%s", n.kind, n.key))
 		})
 		return nil
