@@ -32,6 +32,7 @@ type fakeSnapshots struct {
 	onCommit  func()
 	onPrepare func()
 	removed   []string
+	walks     int
 }
 
 func newFakeSnapshots() *fakeSnapshots {
@@ -175,6 +176,7 @@ func (f *fakeSnapshots) Walk(_ context.Context, fn func(object.SnapshotInfo) err
 		return err
 	}
 	f.mu.Lock()
+	f.walks++
 	all := maps.Clone(f.all)
 	f.mu.Unlock()
 	for _, info := range all {

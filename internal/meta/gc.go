@@ -53,8 +53,8 @@ import (
 // Why it is safe to remove from a backend what no record names. Those who are
 // about to record a backend object hold a claim on it from before they look at
 // or make it until the record is committed. The collector begins to watch the
-// claims, reads once what the records name, looks through the backend, and dooms
-// what was not named; that fails when the object is claimed, or was at any time
+// claims, reads once what the records name, looks through the backend, or in it for
+// what removed records had named, and dooms what is not named; that fails when the object is claimed, or was at any time
 // since the watch began. So what is doomed had no record then, nor got one since,
 // and as nobody claims it, it cannot get one before the removal has ended. See
 // claims.
@@ -173,7 +173,7 @@ func (db *DB) touch(n node) {
 }
 
 // sweep removes the records of a batch that are still garbage.
-func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
+func (db *DB) sweep(m *marker, batch []node) (removed []removal, err error) {
 	err = db.bolt.Update(context.Background(), func(tx *bolt.Tx) error {
 		removed = nil
 		m.tx = tx
@@ -184,12 +184,12 @@ func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
 			if m.isMarked(n) {
 				continue
 			}
-			gone, err := removeNode(tx, n)
+			backend, gone, err := removeNode(tx, n)
 			if err != nil {
 				return fmt.Errorf("remove %s in namespace %s: %w", n.key, n.ns, err)
 			}
 			if gone {
-				removed = append(removed, n)
+				removed = append(removed, removal{n, backend})
 			}
 		}
 		return nil
@@ -197,16 +197,25 @@ func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
 	return removed, err
 }
 
-func removeNode(tx *bolt.Tx, n node) (gone bool, err error) {
+// removal is a record that was removed, and the key of the snapshot that it named
+// in its backend.
+type removal struct {
+	node
+	backend string
+}
+
+func removeNode(tx *bolt.Tx, n node) (backend string, gone bool, err error) {
 	path, key := n.path()
 	all := inNamespace(tx, n.ns, path...)
-	if sub(all, key) == nil {
-		return false, nil
+	record := sub(all, key)
+	if record == nil {
+		return "", false, nil
 	}
 	if n.kind == kindSnapshot {
-		return true, unlinkSnapshot(all, key)
+		backend = getString(record, keyName)
+		return backend, true, unlinkSnapshot(all, key)
 	}
-	return true, all.DeleteBucket([]byte(key))
+	return "", true, all.DeleteBucket([]byte(key))
 }
 
 // path of the bucket that holds the record, and its key there.

@@ -331,6 +331,75 @@ func TestCollectSurvivesBackends(t *testing.T) {
 	close(release)
 }
 
+// A collection looks in the backend for what removed records had named, and goes
+// through all of it only when something else may be there.
+func TestCollectLooksForWhatWasRemoved(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	s := f.snapshotter(t, "ns", "")
+	collect := func(left ...string) {
+		t.Helper()
+		must(f.Collect(ctx))(t)
+		var got []string
+		for _, k := range f.snapshots.keys() {
+			_, _, key, _ := parseBackendKey(k)
+			got = append(got, key)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, left) {
+			t.Errorf("the backend has %v, want %v", got, left)
+		}
+	}
+	root := map[string]string{"containerd.io/gc.root": "x"}
+	for _, k := range []string{"a", "b", "c", "d"} {
+		must(s.Prepare(ctx, k, "", root))(t)
+	}
+	must(s.Prepare(ctx, "unreferenced", "", nil))(t)
+	if err := s.Commit(ctx, "p", "d", snapshot.CommitOptions{Labels: root}); err != nil {
+		t.Fatal(err)
+	}
+	collect("a", "b", "c", "p")
+	before := f.snapshots.walks
+	must(s.Prepare(ctx, "unreferenced", "", nil))(t)
+	if err := s.Remove(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	collect("b", "c", "p")
+	// A snapshot that another record names, too, stays until both are gone.
+	shared := must(s.resolve(ctx, "b"))(t)
+	if err := f.update(ctx, func(tx *bolt.Tx) error {
+		other := f.snapshotter(t, "other", "")
+		return other.insert(tx, shared, plan{})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "b"); err != nil {
+		t.Fatal(err)
+	}
+	collect("b", "c", "p")
+	if err := f.snapshotter(t, "other", "").Remove(ctx, "b"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c", "p")
+	// One with a child that nobody knows of is tried again.
+	parent := must(s.resolve(ctx, "p"))(t)
+	must(f.snapshots.Prepare(ctx, "x/1/child", parent.backend, nil))(t)
+	if err := s.Remove(ctx, "p"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c", "child", "p")
+	if err := f.snapshots.Remove(ctx, "x/1/child"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c")
+	if n := f.snapshots.walks - before; n != 0 {
+		t.Errorf("the backend was walked %d times", n)
+	}
+	must(f.snapshots.Prepare(ctx, "x/2/stray", "", nil))(t)
+	f.backends["fake"].dirty.Store(true)
+	collect("c")
+}
+
 // A collection that finds a backend being cleaned for an earlier one returns only
 // when its own garbage is gone, too.
 func TestCollectBesideCleaner(t *testing.T) {
