@@ -400,6 +400,29 @@ func TestCollectLooksForWhatWasRemoved(t *testing.T) {
 	collect("c")
 }
 
+// Who waits for a collection causes no other.
+func TestSynchronousDeleteCollectsOnce(t *testing.T) {
+	collected := 0
+	f := newFixture(t, func(o *Options) { o.Collected = func(time.Duration, error) { collected++ } })
+	ctx := t.Context()
+	s := f.Scope("ns", "")
+	must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	must(s.Images().Create(ctx, testImage("i", digest.FromString("x"))))(t)
+	if err := errors.Join(s.Leases().Delete(ctx, "l", true), s.Images().Delete(ctx, "i", ImageDelete{Sync: true})); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.sched.deletions; n != 0 || collected != 2 {
+		t.Errorf("%d deletions await another collection after %d", n, collected)
+	}
+	must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	if err := s.Leases().Delete(ctx, "l", false); err != nil {
+		t.Fatal(err)
+	}
+	if f.sched.deletions != 1 {
+		t.Error("a deletion without a collection does not count")
+	}
+}
+
 // A collection that finds a backend being cleaned for an earlier one returns only
 // when its own garbage is gone, too.
 func TestCollectBesideCleaner(t *testing.T) {

@@ -111,7 +111,7 @@ type ImageDelete struct {
 // Delete removes an image record; what only it referred to is collected later.
 // errdefs.ErrNotFound.
 func (i Images) Delete(ctx context.Context, name string, opts ImageDelete) error {
-	if err := i.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := i.scope.db.updateAndCollect(ctx, opts.Sync, func(tx *bolt.Tx) error {
 		all := inNamespace(tx, i.scope.namespace, keyImages)
 		if opts.Target != "" {
 			img, err := imageKind().in(tx, i.scope, name)
@@ -131,8 +131,7 @@ func (i Images) Delete(ctx context.Context, name string, opts ImageDelete) error
 	}
 	i.scope.publish(ctx, events.ImageDelete(name))
 	if opts.Sync {
-		_, err := i.scope.db.Collect(ctx)
-		return err
+		return i.scope.db.collectNow(ctx)
 	}
 	return nil
 }
