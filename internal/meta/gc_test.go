@@ -423,6 +423,25 @@ func TestSynchronousDeleteCollectsOnce(t *testing.T) {
 	}
 }
 
+// An image that is labelled leaves no garbage, one that is moved may.
+func TestImageUpdateCollects(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	images := f.Scope("ns", "").Images()
+	img := must(images.Create(ctx, testImage("i", digest.FromString("x"))))(t)
+	img.Labels = map[string]string{"a": "b"}
+	must(images.Update(ctx, img, "labels"))(t)
+	must(images.Update(ctx, img))(t)
+	if n := f.sched.deletions; n != 0 {
+		t.Errorf("%d deletions after a label was set", n)
+	}
+	img.Target.Digest = digest.FromString("y")
+	must(images.Update(ctx, img, "target"))(t)
+	if n := f.sched.deletions; n != 1 {
+		t.Errorf("%d deletions after the image was moved", n)
+	}
+}
+
 // A collection that finds a backend being cleaned for an earlier one returns only
 // when its own garbage is gone, too.
 func TestCollectBesideCleaner(t *testing.T) {

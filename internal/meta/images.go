@@ -67,10 +67,12 @@ func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...stri
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{keyLabels, keyTarget}
 	}
-	if err := i.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	moved := false // away from what only it may have kept
+	if err := i.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = imageKind().in(tx, i.scope, img.Name); err != nil {
 			return err
 		}
+		before := updated.Target.Digest
 		if err := (fieldMask{"image " + img.Name, fieldpaths}).apply(func(field string, e entry) bool {
 			switch {
 			case field == keyLabels:
@@ -90,10 +92,14 @@ func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...stri
 		if err := i.check(&updated); err != nil {
 			return err
 		}
+		moved = updated.Target.Digest != before
 		updated.UpdatedAt = i.scope.db.now()
 		return i.put(tx, inNamespace(tx, i.scope.namespace, keyImages, img.Name), updated)
 	}); err != nil {
 		return object.Image{}, err
+	}
+	if moved {
+		i.scope.db.sched.mutated(true)
 	}
 	i.scope.publish(ctx, events.ImageUpdate(updated))
 	return updated, nil
