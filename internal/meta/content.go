@@ -29,16 +29,23 @@ const (
 // all namespaces; what belongs to one is the record of each blob.
 type blobs struct{ Scope }
 
-// Info describes a blob; errdefs.ErrNotFound when the namespace has none.
+// Info describes a blob; errdefs.ErrNotFound when the namespace has none, or the
+// store has lost its bytes (after a power cut those that are wrong are removed).
+// The record then stays, with its references, and the blob can be written again.
 func (s blobs) Info(ctx context.Context, d digest.Digest) (info object.BlobInfo, err error) {
 	if err := checkDigest(d); err != nil {
 		return info, err
 	}
-	err = s.db.view(ctx, func(tx *bolt.Tx) error {
+	if err = s.db.view(ctx, func(tx *bolt.Tx) error {
 		info, err = s.read(tx, d)
 		return err
-	})
-	return info, err
+	}); err != nil {
+		return info, err
+	}
+	if _, err := s.db.content.store.Info(ctx, d); errdefs.IsNotFound(err) {
+		return object.BlobInfo{}, fmt.Errorf("%w: the store has lost its bytes", err)
+	}
+	return info, nil
 }
 
 func (s blobs) Update(ctx context.Context, info object.BlobInfo, fieldpaths ...string) (updated object.BlobInfo, err error) {
@@ -267,7 +274,7 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 	if err := checkName("ingest reference", opts.Ref); err != nil {
 		return nil, err
 	}
-	size, shared := int64(0), false
+	var there inBackend
 	if opts.Expected != "" {
 		if err := checkDigest(opts.Expected); err != nil {
 			return nil, err
@@ -279,15 +286,15 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 		}
 		defer s.db.claims.release(claim)
 		var err error
-		if size, shared, err = s.inBackend(ctx, opts); err != nil {
+		if there, err = s.look(ctx, opts); err != nil {
 			return nil, err
 		}
 	}
-	in, isNew, err := s.begin(ctx, opts, shared)
+	in, isNew, err := s.begin(ctx, opts, there)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{scope: s, in: in, size: size, opened: s.db.now()}
+	w := &writer{scope: s, in: in, size: there.size, opened: s.db.now()}
 	if in.expected != "" {
 		return w, nil
 	}
@@ -301,31 +308,43 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 	return w, nil
 }
 
-// inBackend tells whether the expected blob is there and may be taken over.
-// errdefs.ErrAlreadyExists when the namespace has it and no lease is to hold it.
-func (s blobs) inBackend(ctx context.Context, opts content.WriteOptions) (size int64, shared bool, err error) {
-	allowed := !s.db.isolated
+// inBackend is what the backend has of an expected blob.
+type inBackend struct {
+	size   int64
+	shared bool // it may be taken over
+	lost   bool // the namespace has a record of it, the backend no bytes
+}
+
+// look looks for the expected blob in the backend. errdefs.ErrAlreadyExists when
+// the namespace has it and no lease is to hold it.
+func (s blobs) look(ctx context.Context, opts content.WriteOptions) (there inBackend, err error) {
+	allowed, recorded := !s.db.isolated, false
 	if err := s.db.view(ctx, func(tx *bolt.Tx) error {
-		if s.lease == "" && s.bucket(tx, opts.Expected) != nil {
-			return alreadyExists(opts.Expected)
-		}
+		recorded = s.bucket(tx, opts.Expected) != nil
 		allowed = allowed || isShareable(tx, opts.Expected)
 		return nil
-	}); err != nil || !allowed {
-		return 0, false, err
+	}); err != nil || !allowed && !recorded {
+		return there, err
 	}
 	info, err := s.db.content.store.Info(ctx, opts.Expected)
-	if errdefs.IsNotFound(err) || err == nil && opts.Size != 0 && opts.Size != info.Size {
-		return 0, false, nil // a wrong size comes to light at the commit
+	switch {
+	case errdefs.IsNotFound(err):
+		return inBackend{lost: recorded}, nil
+	case err != nil:
+		return there, err
+	case recorded && s.lease == "":
+		return there, alreadyExists(opts.Expected)
+	case opts.Size != 0 && opts.Size != info.Size:
+		return there, nil // a wrong size comes to light at the commit
 	}
-	return info.Size, err == nil, err
+	return inBackend{size: info.Size, shared: allowed}, nil
 }
 
 // begin finds or makes the record of the ingest.
-func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool) (in ingest, isNew bool, err error) {
+func (s blobs) begin(ctx context.Context, opts content.WriteOptions, there inBackend) (in ingest, isNew bool, err error) {
 	exists := false
 	err = s.db.update(ctx, func(tx *bolt.Tx) error {
-		exists = opts.Expected != "" && s.bucket(tx, opts.Expected) != nil
+		exists = opts.Expected != "" && !there.lost && s.bucket(tx, opts.Expected) != nil
 		if exists {
 			s.db.touch(node{kindContent, s.namespace, opts.Expected.String()})
 			return s.hold(tx, keyContent, opts.Expected.String())
@@ -362,7 +381,7 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 			}
 		}
 		in = readIngest(opts.Ref, b)
-		if shared && isNew {
+		if there.shared && isNew {
 			in.expected = opts.Expected
 			return putString(b, keyExpected, opts.Expected.String())
 		}

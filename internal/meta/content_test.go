@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"testing"
 
@@ -222,6 +223,40 @@ func TestContentNamespaceDeleted(t *testing.T) {
 	must(f.Collect(ctx))(t)
 	if all := must(f.store.ListStatuses(ctx))(t); len(all) != 1 {
 		t.Errorf("the store has the ingests %v", all)
+	}
+}
+
+// A blob whose bytes the store has lost can be written again; its record, and what
+// that refers to, stays.
+func TestContentLost(t *testing.T) {
+	for _, isolated := range []bool{false, true} {
+		f := newFixture(t, func(o *Options) { o.Isolated = isolated })
+		ctx := t.Context()
+		s := f.Scope("ns", "")
+		layer := putBlob(t, s, "layer", nil)
+		labels := map[string]string{"containerd.io/gc.root": "x", "containerd.io/gc.ref.content.l": layer.String()}
+		d := putBlob(t, s, "manifest", labels)
+		if err := f.store.Delete(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Content().Info(ctx, d)
+		wantErr(t, "info of what is lost", err, errdefs.ErrNotFound)
+		must(f.Collect(ctx))(t)
+		must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+		w := must(f.Scope("ns", "l").Content().Writer(ctx, content.WriteOptions{Ref: "r", Expected: d}))(t)
+		must(w.Write([]byte("manifest")))(t)
+		if err := w.Commit(ctx, 8, d, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		if text, err := readBlobText(t, s, d); text != "manifest" {
+			t.Errorf("read %q, %v", text, err)
+		}
+		if info := must(s.Content().Info(ctx, d))(t); !maps.Equal(info.Labels, labels) {
+			t.Errorf("labels %v", info.Labels)
+		}
+		must(s.Content().Info(ctx, layer))(t)
+		_, err = s.Content().Writer(ctx, content.WriteOptions{Ref: "r", Expected: d})
+		wantErr(t, "writer for what is there again", err, errdefs.ErrAlreadyExists)
 	}
 }
 
