@@ -26,6 +26,7 @@ import (
 const (
 	maxArchiveEntries = 100_000
 	maxLinkHops       = 16
+	maxArchiveName    = 4096 // bytes: the names of all entries are remembered
 )
 
 // archiveImage is an element of the manifest.json of docker save.
@@ -95,6 +96,9 @@ func (x *session) readEntries(ctx context.Context, tr *tar.Reader, a *archiveCon
 		}
 		if n >= maxArchiveEntries {
 			return fmt.Errorf("archive has more than %d entries: %w", maxArchiveEntries, errdefs.ErrInvalidArgument)
+		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return fmt.Errorf("archive entry %.64q… has a name of more than %d bytes: %w", h.Name, maxArchiveName, errdefs.ErrInvalidArgument)
 		}
 		name := path.Clean(strings.TrimLeft(h.Name, "/"))
 		switch h.Typeflag {

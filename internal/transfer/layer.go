@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"syscall"
 
 	"berth/internal/content"
@@ -44,8 +45,23 @@ type fetchPlan struct {
 	job    *report.Job
 	// consume reads a stream to its end; see fetch.
 	consume func(ctx context.Context, r io.Reader) error
+	// proven are labels that say what only a consumer that was content has
+	// found out; may be nil.
+	proven map[string]string
 	// reset undoes what consume did to be ready for another stream.
 	reset func(ctx context.Context) error
+}
+
+// withProven is labelsFor of what is known once the consumer is content.
+func (p fetchPlan) withProven(existing map[string]string) map[string]string {
+	out := maps.Clone(p.proven)
+	if p.labels != nil {
+		if out == nil {
+			out = map[string]string{}
+		}
+		maps.Copy(out, p.labels(existing))
+	}
+	return out
 }
 
 // fetch makes sure that a blob is in the store. Where the plan has a consumer,
@@ -125,13 +141,17 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 		}
 		resumed = false
 	}
-	var labels map[string]string
-	if p.labels != nil {
-		labels = p.labels(nil)
+	labels := p.labels
+	if streamed {
+		labels = p.withProven
 	}
-	err = w.Commit(ctx, p.desc.Size, p.desc.Digest, labels)
+	var set map[string]string
+	if labels != nil {
+		set = labels(nil)
+	}
+	err = w.Commit(ctx, p.desc.Size, p.desc.Digest, set)
 	if errdefs.IsAlreadyExists(err) {
-		err = x.updateLabels(ctx, p.desc.Digest, p.labels)
+		err = x.updateLabels(ctx, p.desc.Digest, labels)
 	}
 	if err != nil {
 		return streamed, fmt.Errorf("commit blob %s: %w", p.desc.Digest, err)

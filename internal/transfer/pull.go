@@ -163,6 +163,11 @@ func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) er
 		}
 		return p.manifest(ctx, desc, m)
 	default:
+		// An index may name thousands of blobs.
+		if err := p.downloads.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer p.downloads.Release(1)
 		_, err := p.fetch(ctx, fetchPlan{desc: desc, from: p.from, labels: p.source, job: j})
 		return err
 	}

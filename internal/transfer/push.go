@@ -75,7 +75,7 @@ type push struct {
 	// everything: non-distributable layers too.
 	everything bool
 	blobs      []ispec.Descriptor
-	// documents are manifests and indexes, parents before children.
+	// documents are manifests and indexes, each after all that it names.
 	documents []ispec.Descriptor
 }
 
@@ -87,7 +87,6 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 		if depth > image.MaxDepth || len(seen) > image.MaxReferences {
 			return fmt.Errorf("image is too deep or names too much: %w", errdefs.ErrResourceExhausted)
 		}
-		// A document may be met again further down: it is sent after that.
 		again := seen[desc.Digest]
 		seen[desc.Digest] = true
 		if !image.IsManifest(desc.MediaType) && !image.IsIndex(desc.MediaType) {
@@ -96,7 +95,7 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 			}
 			ok, err := p.exists(ctx, desc.Digest)
 			if err == nil && !ok {
-				err = fmt.Errorf("%s (%s) is not in the store; pull the image with all its platforms, or push a platform that is complete: %w", desc.Digest, desc.MediaType, errdefs.ErrNotFound)
+				err = incomplete(desc)
 			}
 			p.blobs = append(p.blobs, desc)
 			return err
@@ -105,10 +104,12 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 			return nil
 		}
 		children, err := image.Children(ctx, p.read, desc)
+		if errdefs.IsNotFound(err) {
+			err = incomplete(desc)
+		}
 		if err != nil {
 			return err
 		}
-		p.documents = append(p.documents, desc)
 		p.rep.Children(desc, children)
 		p.rep.Job(desc)
 		for _, c := range children {
@@ -119,9 +120,15 @@ func (p *push) collect(ctx context.Context, target ispec.Descriptor, match platf
 				return err
 			}
 		}
+		p.documents = append(p.documents, desc)
 		return nil
 	}
 	return visit(target, 0)
+}
+
+// incomplete is the error of an image of which a part is not here.
+func incomplete(desc ispec.Descriptor) error {
+	return fmt.Errorf("%s (%s) is not in the store; pull the image with all its platforms, or push a platform that is complete: %w", desc.Digest, desc.MediaType, errdefs.ErrNotFound)
 }
 
 func (p *push) send(ctx context.Context) error {
@@ -135,7 +142,7 @@ func (p *push) send(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for _, d := range slices.Backward(p.documents) {
+	for _, d := range p.documents {
 		if err := p.one(ctx, d, p.rep.Job(d)); err != nil {
 			return err
 		}
