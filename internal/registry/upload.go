@@ -125,7 +125,7 @@ func (u *upload) patch(ctx context.Context, n int64) error {
 	resp, err := u.h.do(ctx, call{
 		doing: "push a part of " + u.up.Desc.Digest.String() + " to " + u.ref.String(), method: http.MethodPatch, absolute: u.loc,
 		header: http.Header{"Content-Type": {"application/octet-stream"}, "Content-Range": {fmt.Sprintf("%d-%d", u.at, u.at+n-1)}},
-		scopes: u.pushScope(), body: u.section(u.at, n), size: n, once: true,
+		scopes: u.pushScope(), body: u.section(u.at, n), size: n, once: true, stores: n,
 		accept: []int{http.StatusAccepted, http.StatusCreated, http.StatusNoContent, http.StatusRequestEntityTooLarge},
 	})
 	if err != nil {
@@ -147,7 +147,7 @@ func (u *upload) finish(ctx context.Context, body func() (io.ReadCloser, error),
 		doing: "push " + u.up.Desc.Digest.String() + " to " + u.ref.String(), method: http.MethodPut, absolute: u.loc,
 		query:  url.Values{"digest": {u.up.Desc.Digest.String()}},
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, scopes: u.pushScope(),
-		body: body, size: size, once: true,
+		body: body, size: size, once: true, stores: u.up.Desc.Size,
 		accept: []int{http.StatusCreated, http.StatusOK, http.StatusNoContent, http.StatusAccepted, http.StatusRequestEntityTooLarge},
 	})
 	if err != nil {

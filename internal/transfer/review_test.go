@@ -110,12 +110,18 @@ func TestIndexOfManyBlobs(t *testing.T) {
 	srv.AddManifest("a/b", ispec.MediaTypeImageIndex, idx, "v1")
 	var mu sync.Mutex
 	now, most := 0, 0
+	over := make(chan struct{})
 	srv.AddFault(registrytest.Fault{Path: "/blobs/", Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		mu.Lock()
 		now++
-		most = max(most, now)
+		if most = max(most, now); now == 4 {
+			close(over)
+		}
 		mu.Unlock()
-		time.Sleep(5 * time.Millisecond) // so that those at a time would meet
+		select { // those that are asked for at a time meet here
+		case <-over:
+		case <-time.After(5 * time.Millisecond):
+		}
 		next.ServeHTTP(w, r)
 		mu.Lock()
 		now--
