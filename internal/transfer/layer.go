@@ -75,13 +75,10 @@ func (p fetchPlan) withProven(existing map[string]string) map[string]string {
 func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err error) {
 	ctx, span := trace.Start(ctx, "fetch", trace.String("digest", p.desc.Digest.String()), trace.Int("size", p.desc.Size))
 	defer func() { span.End(err) }()
-	unlock, err := x.locks.Lock(ctx, blobLock(p.desc.Digest))
-	if err != nil {
-		return false, err
+	w, unlock, err := x.lockedWriter(ctx, p.desc)
+	if unlock != nil {
+		defer unlock()
 	}
-	defer unlock()
-
-	w, err := x.writer(ctx, p.desc)
 	if errdefs.IsAlreadyExists(err) {
 		p.job.Done("already exists")
 		return false, x.updateLabels(ctx, p.desc.Digest, p.labels)

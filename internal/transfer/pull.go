@@ -24,8 +24,8 @@ const maxDocuments = 6
 
 // Pull fetches the image that the remote names, unpacks it, and records it. The
 // record is made last, when everything is there and on disk. A failure leaves
-// no record, no unfinished snapshot, and only such ingests as the next pull
-// resumes.
+// no record, no unfinished snapshot, and only such ingests as another pull can
+// resume while the lease lives.
 func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (_ object.Image, err error) {
 	if to.Name == "" {
 		to.Name = from.Reference().String()

@@ -11,7 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/content"
 	"berth/internal/image"
+	"berth/internal/object"
+	"berth/internal/registry"
 	"berth/internal/registry/registrytest"
 	"berth/internal/transfer"
 
@@ -228,4 +231,51 @@ func TestUnpackLeavesWhatIsNoLayer(t *testing.T) {
 		t.Error(err)
 	}
 	s.clean()
+}
+
+// A client that keeps an ingest open in one namespace holds up the pulls there,
+// and none in another.
+func TestBusyIngestIsOneNamespaces(t *testing.T) {
+	srv := registrytest.New(t)
+	img := build(srv, "a/b", "v1", layer("a", 5000))
+	d := newDaemon(t)
+	if err := d.db.Namespaces().Create(t.Context(), object.Namespace{Name: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	l := img.manifest.Layers[0]
+	w, err := d.db.Scope("test", "").Content().Writer(t.Context(), content.WriteOptions{Ref: image.RefKey(l), Size: l.Size, Expected: l.Digest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull := func(namespace string) error {
+		r, err := registry.NewRemote(srv.Host+"/a/b:v1", registry.Options{})
+		if err != nil {
+			return err
+		}
+		_, err = d.svc.Pull(t.Context(), namespace, "", r, target(true), nil)
+		return err
+	}
+	waiting, held := make(chan struct{}), make(chan error, 1)
+	srv.AddFault(registrytest.Fault{Path: img.manifest.Config.Digest.String(), Times: 1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		close(waiting)
+		next.ServeHTTP(w, r)
+	}})
+	go func() { held <- pull("test") }()
+	<-waiting
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- pull("other") }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-ctx.Done():
+		t.Error("the pull into the other namespace waits")
+	}
+	w.Close()
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
 }
