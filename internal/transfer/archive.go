@@ -14,6 +14,7 @@ import (
 	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
+	"berth/internal/transfer/report"
 	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
@@ -64,7 +65,7 @@ func (a *archiveContents) file(name string) (ispec.Descriptor, bool) {
 // readArchive reads an archive to its end, once, and stores every file in it
 // as a blob; nothing is ever written under the names that the archive gives.
 func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContents, error) {
-	job := x.rep.Stream(0)
+	job := x.rep.Stream(report.Archive, 0)
 	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r, job: job})
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)

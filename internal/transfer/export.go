@@ -223,7 +223,7 @@ func (e *export) write(ctx context.Context, w io.Writer) error {
 		algorithms[d.Algorithm().String()] = true
 		size += desc.Size
 	}
-	e.job = e.rep.Stream(size)
+	e.job = e.rep.Stream("", size)
 	dir := func(name string) error {
 		return tw.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeDir})
 	}

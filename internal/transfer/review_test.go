@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -277,5 +278,31 @@ func TestBusyIngestIsOneNamespaces(t *testing.T) {
 	w.Close()
 	if err := <-held; err != nil {
 		t.Error(err)
+	}
+}
+
+// containerd's ctr draws reports that have a name on its standard output, where
+// "export -" writes the archive.
+func TestExportReportsWithoutNames(t *testing.T) {
+	srv := registrytest.New(t)
+	build(srv, "a/b", "v1", threeLayers()...)
+	s := newStores(t)
+	name := srv.Host + "/a/b:v1"
+	if _, err := s.pull(t.Context(), name, target(false), nil); err != nil {
+		t.Fatal(err)
+	}
+	var last transfer.Progress
+	if err := s.svc.Export(t.Context(), "test", []string{name}, io.Discard, transfer.ExportOptions{AllPlatforms: true}, func(p transfer.Progress) {
+		if p.Name != "" {
+			t.Errorf("report %+v has a name", p)
+		}
+		if p.Total > 0 {
+			last = p
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if last.Event != "complete" || last.Progress != last.Total || last.Total == 0 {
+		t.Errorf("the last report with figures is %+v", last)
 	}
 }

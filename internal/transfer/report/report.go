@@ -147,18 +147,22 @@ func (r *Reporter) Job(desc ispec.Descriptor) *Job {
 	return j
 }
 
-// Archive is the name in the reports about an archive as a whole.
+// Archive is the name in the reports about an archive that is read.
 const Archive = "archive"
 
 // Stream begins the reports about an archive that is read, or written, from its
-// beginning to its end; size is 0 when it is not known.
-func (r *Reporter) Stream(size int64) *Job {
+// beginning to its end; size is 0 when it is not known. The name is Archive, or
+// empty for one that is written.
+//
+// Compat: containerd's ctr draws what has a name on its standard output, and
+// that may be where the archive goes.
+func (r *Reporter) Stream(name string, size int64) *Job {
 	if r == nil {
 		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	j := &Job{r: r, desc: ispec.Descriptor{Size: size}, name: Archive, verb: r.verb}
+	j := &Job{r: r, desc: ispec.Descriptor{Size: size}, name: name, verb: r.verb}
 	r.jobs = append(r.jobs, j)
 	j.emit(r.verb, 0)
 	return j
