@@ -79,6 +79,22 @@ func (r *Remote) upload(ctx context.Context, h *host, up Upload, start call, sta
 	}
 }
 
+// abandon ends an upload that was begun and is not wanted. One that cannot be
+// ended is the registry's to clean up, as one that was cut is.
+func (r *Remote) abandon(ctx context.Context, h *host, started *http.Response) {
+	u := &upload{Remote: r, h: h}
+	if u.session(started) != nil {
+		return
+	}
+	resp, err := h.do(ctx, call{
+		doing: "end an upload", method: http.MethodDelete, absolute: u.loc, scopes: r.pushScope(), once: true,
+		accept: []int{http.StatusNoContent, http.StatusOK, http.StatusAccepted},
+	})
+	if err == nil {
+		drain(resp)
+	}
+}
+
 // session takes the place and the state of the upload from an answer.
 func (u *upload) session(resp *http.Response) error {
 	drain(resp)
