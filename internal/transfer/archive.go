@@ -66,7 +66,7 @@ func (a *archiveContents) file(name string) (ispec.Descriptor, bool) {
 // as a blob; nothing is ever written under the names that the archive gives.
 func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContents, error) {
 	job := x.rep.Stream(report.Archive, 0)
-	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r, job: job})
+	plain, _, err := archive.Decompress(job.Reader(ctx, r))
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}

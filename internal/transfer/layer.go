@@ -308,21 +308,5 @@ func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mount
 	}
 	defer ra.Close()
 	j.Extracting()
-	return x.unpackFrom(ctx, &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: j}, desc, mounts, apart, want)
-}
-
-// countingReader reports what is read and ends with its context.
-type countingReader struct {
-	ctx context.Context
-	r   io.Reader
-	job *report.Job
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	n, err := c.r.Read(p)
-	c.job.Add(n)
-	return n, err
+	return x.unpackFrom(ctx, j.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size())), desc, mounts, apart, want)
 }

@@ -89,7 +89,7 @@ type pull struct {
 	match     platforms.MatchComparer
 	group     *errgroup.Group
 	documents chan struct{}
-	count     references
+	count     image.Count
 }
 
 func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (_ object.Image, err error) {
@@ -131,7 +131,7 @@ func (p *pull) source(existing map[string]string) map[string]string {
 
 // descend fetches what a descriptor names and goes on with its children.
 func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) error {
-	if err := p.count.add(1, depth); err != nil {
+	if err := p.count.Add(1, depth); err != nil {
 		return err
 	}
 	j := p.rep.Job(desc)
@@ -254,7 +254,7 @@ func (p *pull) index(ctx context.Context, desc ispec.Descriptor, idx ispec.Index
 // metadata fetches the manifest and the config of a platform that is not
 // wanted itself.
 func (p *pull) metadata(ctx context.Context, desc ispec.Descriptor) error {
-	if err := p.count.add(1, 0); err != nil {
+	if err := p.count.Add(1, 0); err != nil {
 		return err
 	}
 	if !image.IsManifest(desc.MediaType) {
@@ -291,7 +291,7 @@ func (p *pull) config(ctx context.Context, desc ispec.Descriptor) error {
 
 // manifest fetches config and layers, and unpacks them where that is asked for.
 func (p *pull) manifest(ctx context.Context, desc ispec.Descriptor, m ispec.Manifest) error {
-	if err := p.count.add(1+len(m.Layers), 0); err != nil {
+	if err := p.count.Add(1+len(m.Layers), 0); err != nil {
 		return err
 	}
 	if !image.IsConfig(m.Config.MediaType) {

@@ -213,7 +213,7 @@ func (p *push) one(ctx context.Context, desc ispec.Descriptor, j *report.Job) er
 				return nil, err
 			}
 			j.Set(0)
-			return &upload{Reader: &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, desc.Size), job: j}, Closer: ra}, nil
+			return &upload{Reader: j.Reader(ctx, io.NewSectionReader(ra, 0, desc.Size)), Closer: ra}, nil
 		},
 	})
 	if err != nil {

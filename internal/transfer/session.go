@@ -82,15 +82,10 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 // store shares them.
 func blobLock(d digest.Digest) string { return "blob " + d.String() }
 
-// read is an image.ReadFunc over the content store.
+// read is an image.ReadFunc over the content store: it reads a small blob whole,
+// and believes it only if it has the digest it is kept under.
 func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {
-	return readBlob(ctx, x.stores.Content, desc, limit)
-}
-
-// readBlob reads a small blob whole, and believes it only if it has the digest
-// it is kept under.
-func readBlob(ctx context.Context, store content.Provider, desc ispec.Descriptor, limit int64) ([]byte, error) {
-	ra, err := store.ReaderAt(ctx, desc)
+	ra, err := x.stores.Content.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -326,22 +321,4 @@ func first(errs ...error) error {
 		}
 	}
 	return cancelled
-}
-
-// references bounds how much one image may name.
-type references struct {
-	mu sync.Mutex
-	n  int
-}
-
-func (r *references) add(n, depth int) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.n += n; r.n > image.MaxReferences {
-		return fmt.Errorf("image names more than %d objects: %w", image.MaxReferences, errdefs.ErrResourceExhausted)
-	}
-	if depth > image.MaxDepth {
-		return fmt.Errorf("image nests indexes more than %d deep: %w", image.MaxDepth, errdefs.ErrResourceExhausted)
-	}
-	return nil
 }

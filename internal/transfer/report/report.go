@@ -2,6 +2,8 @@
 package report
 
 import (
+	"context"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -173,6 +175,24 @@ func (j *Job) Add(n int) {
 	if j != nil {
 		j.moved.Add(int64(n))
 	}
+}
+
+// Reader counts what is read of r, and ends with ctx.
+func (j *Job) Reader(ctx context.Context, r io.Reader) io.Reader { return &reader{ctx, r, j} }
+
+type reader struct {
+	ctx context.Context
+	r   io.Reader
+	job *Job
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	n, err := r.r.Read(p)
+	r.job.Add(n)
+	return n, err
 }
 
 // Set says how many bytes had moved before.
