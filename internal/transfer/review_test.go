@@ -79,7 +79,11 @@ func TestPullTakesOverFromOneThatIsCancelled(t *testing.T) {
 	defer cancel()
 	var wg sync.WaitGroup
 	var cancelled error
-	wg.Go(func() { _, cancelled = s.pull(first, srv.Host+"/a/b:v1", target(true), nil) })
+	patient, err := registry.NewRemote(srv.Host+"/a/b:v1", registry.Options{StallTimeout: registry.Never})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() { _, cancelled = s.svc.Pull(first, "test", "", patient, target(true), nil) })
 	<-reached
 	waiting := make(chan struct{})
 	var seen sync.Once
