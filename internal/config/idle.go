@@ -42,7 +42,7 @@ func (c *Config) idle(all *node) []Warning {
 	fallback := Default()
 	for _, k := range idleKeys() {
 		n := all.at(k.path...)
-		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
+		if n == nil || n.saysNothing() || c.Disabled(pluginCRI) && k.advice == noCRI {
 			continue
 		}
 		if shown(c, k.path) != shown(fallback, k.path) {
@@ -58,6 +58,17 @@ func (c *Config) idle(all *node) []Warning {
 		}
 	}
 	return warnings
+}
+
+// saysNothing tells whether there are only zero values below n: older versions
+// of containerd write such tables for plugins that nobody uses.
+func (n *node) saysNothing() bool {
+	for _, child := range n.table {
+		if !child.saysNothing() {
+			return false
+		}
+	}
+	return n.table != nil || n.isZero()
 }
 
 // shown is the value of a key as text, in which an empty list and none are one.

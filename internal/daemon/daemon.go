@@ -184,7 +184,10 @@ func (d *Daemon) readMark(context.Context) error {
 			d.log.Info("the last daemon was not stopped in order", "started", last.Started, "rebooted", last.Boot != d.run.Boot)
 		}
 	}
-	if err := d.run.write(d.cfg.Root); err != nil {
+	if err := d.run.write(d.cfg.Root); isFull(err) {
+		// Who wants to make room needs a daemon for it.
+		d.log.Warn("the disk is full: after a power cut nobody would know that this daemon ran, and verify what it wrote", "error", err)
+	} else if err != nil {
 		return err
 	}
 	// The first to be undone but for the locks: when the stores are closed.
@@ -247,7 +250,15 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.onClose(d.db.Close)
+	d.onClose(func() error {
+		err := d.db.Close()
+		if isFull(err) {
+			// Its records are there; what is not written is for a faster next start.
+			d.log.Warn("the disk is full at the end of the metadata database", "error", err)
+			return nil
+		}
+		return err
+	})
 	d.distrust(ctx)
 	d.reportDamage(d.db.Report())
 	d.working(d.gcPlugin())

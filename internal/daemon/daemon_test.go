@@ -261,7 +261,39 @@ func TestCorruptDatabase(t *testing.T) {
 	}
 }
 
-// A start on a full disk fails with the reason, and leaves no lock behind.
+// A daemon starts where it was before on a disk that is full now: without it
+// nobody could make room. How it ends is told all the same.
+func TestStartOnFullDisk(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", cfg.Root, "tmpfs", 0, "size=16m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(cfg.Root, unix.MNT_DETACH) })
+	if err := start(t, cfg).stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.Root, "fill"), make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	d := start(t, cfg)
+	if _, err := namespacesapi.NewNamespacesClient(d.conn).List(t.Context(), &namespacesapi.ListNamespacesRequest{}); err != nil {
+		t.Error(err)
+	}
+	if lastMark(t, cfg).Clean {
+		t.Error("the mark does not say that a daemon runs")
+	}
+	if err := d.stop(); err != nil {
+		t.Error(err)
+	}
+	if m := lastMark(t, cfg); !m.Clean || m.Boot != bootID() {
+		t.Errorf("the mark does not tell of the orderly stop: %+v", m)
+	}
+}
+
+// The first start on a full disk fails with the reason, and leaves no lock behind.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	cfg := testConfig(t, dir)
