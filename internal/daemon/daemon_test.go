@@ -293,6 +293,28 @@ func TestStartOnFullDisk(t *testing.T) {
 	}
 }
 
+// What hangs does not hold up the end for ever, and the end is no clean one.
+func TestEndUnderHangingPart(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	d, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	defer close(release)
+	d.background.Go(func() { <-release })
+	d.patience = time.Second
+	if err := d.Close(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if lastMark(t, cfg).Clean {
+		t.Error("the mark tells of an orderly stop")
+	}
+	if err := start(t, cfg).stop(); err != nil {
+		t.Error(err)
+	}
+}
+
 // The first start on a full disk fails with the reason, and leaves no lock behind.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
