@@ -44,7 +44,7 @@ type Config struct {
 	Version         int      `toml:"version" comment:"The version of this file's format. 1 to 3 are read too; 'containerd config migrate' rewrites them."`
 	Root            string   `toml:"root" comment:"Directory of what lasts: images, snapshots, records."`
 	State           string   `toml:"state" comment:"Directory of what a reboot clears away: bundles, sockets."`
-	Temp            string   `toml:"temp" comment:"TMPDIR of shims and of the daemon's scratch files; empty: that of the environment."`
+	Temp            string   `toml:"temp" comment:"TMPDIR of shims; empty: that of the environment."`
 	DisabledPlugins []string `toml:"disabled_plugins" comment:"Full names of plugins that are not started, as 'ctr plugins ls' joins them: io.containerd.snapshotter.v1.native."`
 	RequiredPlugins []string `toml:"required_plugins" comment:"Full names of plugins without which the daemon must not start."`
 	OOMScore        int      `toml:"oom_score" comment:"oom_score_adj of the daemon, -1000 to 1000; 0 leaves it."`

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -30,7 +31,7 @@ func (d *Daemon) metricsServer(l net.Listener) *httpServer {
 			collectors = append(collectors, (&metrics.Containers{
 				List:    d.runningContainers,
 				Stats:   d.tasks.Stats,
-				Timeout: func() time.Duration { return d.live.Load().Timeout(config.TimeoutShimStats) },
+				Timeout: d.statsTimeout,
 				Log:     d.log,
 			}).Collect)
 		}
@@ -39,6 +40,12 @@ func (d *Daemon) metricsServer(l net.Listener) *httpServer {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/metrics", metrics.NewHandler(collectors...))
 	return newHTTPServer("metrics", l, mux)
+}
+
+// statsTimeout is that of the newest configuration; without one it is the default,
+// for a scrape that waits for nobody has no containers.
+func (d *Daemon) statsTimeout() time.Duration {
+	return cmp.Or(d.live.Load().Timeout(config.TimeoutShimStats), config.Default().Timeout(config.TimeoutShimStats))
 }
 
 // runningContainers names the tasks and their runtimes, without asking a shim.

@@ -19,6 +19,7 @@ import (
 	"berth/internal/trace"
 
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -120,6 +121,33 @@ func TestReload(t *testing.T) {
 	}
 	if now, later := r.Reload(&changed); len(now)+len(later) > 0 {
 		t.Errorf("the same once more: %v, %v", now, later)
+	}
+}
+
+func TestStatsTimeout(t *testing.T) {
+	d := &Daemon{}
+	for given, want := range map[config.Duration]time.Duration{0: 2 * time.Second, config.Duration(time.Second): time.Second} {
+		d.live.Store(&config.Config{Timeouts: map[string]config.Duration{config.TimeoutShimStats: given}})
+		if got := d.statsTimeout(); got != want {
+			t.Errorf("%s means %s, want %s", time.Duration(given), got, want)
+		}
+	}
+}
+
+// TestMessageSizes: the bounds of the configuration hold in both directions.
+func TestMessageSizes(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Plugins.GRPC.MaxRecvMsgSize, cfg.Plugins.GRPC.MaxSendMsgSize = 2000, 1000
+	r := start(t, cfg)
+	client := namespacesapi.NewNamespacesClient(r.conn)
+	long := map[string]string{"a": strings.Repeat("x", 1500)}
+	_, err := client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: "b", Labels: map[string]string{"a": strings.Repeat("x", 3000)}}})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "2000") {
+		t.Errorf("a message that is too long: %v", err)
+	}
+	_, err = client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: "b", Labels: long}})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "1000") {
+		t.Errorf("an answer that is too long: %v", err)
 	}
 }
 
