@@ -148,6 +148,20 @@ func TestSocketNeverReplacesAFile(t *testing.T) {
 	}
 }
 
+// Nobody else may connect in the moment before owner and mode are set.
+func TestSocketIsPrivateAtOnce(t *testing.T) {
+	defer unix.Umask(unix.Umask(0))
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := bindUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
 func TestSocketPathTooLong(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	cfg.SetAddress(filepath.Join(t.TempDir(), strings.Repeat("x", 100)))
