@@ -386,7 +386,8 @@ func TestPlugins(t *testing.T) {
 		shim.v1.manager runtime.v2.task service.v1.tasks-service grpc.v1.containers grpc.v1.content grpc.v1.diff grpc.v1.events
 		grpc.v1.images grpc.v1.introspection lease.v1.manager grpc.v1.leases grpc.v1.namespaces sandbox.store.v1.local
 		transfer.v1.local grpc.v1.sandboxes grpc.v1.snapshots streaming.v1.manager grpc.v1.streaming grpc.v1.tasks
-		grpc.v1.transfer grpc.v1.version grpc.v1.healthcheck server.v1.ttrpc server.v1.grpc`) {
+		grpc.v1.transfer grpc.v1.version grpc.v1.healthcheck server.v1.ttrpc server.v1.grpc
+		monitor.task.v1.cgroups metrics.v1.grpc-prometheus`) {
 		if !slices.Contains(working, "io.containerd."+name) {
 			t.Errorf("%s is not reported as working", name)
 		}
