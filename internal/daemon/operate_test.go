@@ -3,11 +3,14 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,6 +24,7 @@ import (
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -201,4 +205,75 @@ func TestTraceIDsInLog(t *testing.T) {
 	if strings.Contains(b.String(), "trace_id") {
 		t.Errorf("%s", b.String())
 	}
+}
+
+// TestNoSync counts the flushes of a disk: one for each record, or none that
+// anybody waits for.
+func TestNoSync(t *testing.T) {
+	for noSync, enough := range map[bool]func(flushes int) bool{
+		false: func(n int) bool { return n >= 20 },
+		true:  func(n int) bool { return n < 10 }, // the filesystem has a journal of its own
+	} {
+		cfg := testConfig(t, t.TempDir())
+		cfg.Plugins.Bolt.NoSync = noSync
+		device := mountDisk(t, cfg.Root)
+		r := start(t, cfg)
+		client := namespacesapi.NewNamespacesClient(r.conn)
+		before := flushes(t, device)
+		for i := range 20 {
+			if _, err := client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: fmt.Sprintf("n%d", i)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := flushes(t, device) - before; !enough(n) {
+			t.Errorf("no_sync %v: 20 records took %d flushes", noSync, n)
+		}
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// mountDisk mounts a small disk of its own and returns the name of its device.
+func mountDisk(t *testing.T, dir string) (device string) {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "disk")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"truncate", "-s", "64M", image}, {"mkfs.ext4", "-q", "-F", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("no disk can be made here: %v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[1] == dir {
+			return filepath.Base(f[0])
+		}
+	}
+	t.Fatalf("%s is not mounted", dir)
+	return ""
+}
+
+// flushes is how many a disk has completed (Documentation/block/stat.rst).
+func flushes(t *testing.T, device string) int {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("/sys/block", device, "stat"))
+	if err != nil {
+		t.Skip(err)
+	}
+	f := strings.Fields(string(data))
+	if len(f) < 16 {
+		t.Skip("the kernel does not count flushes")
+	}
+	n, err := strconv.Atoi(f[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
