@@ -156,6 +156,19 @@ func TestSetAddress(t *testing.T) {
 	}
 }
 
+func TestAbsolute(t *testing.T) {
+	t.Chdir("/usr")
+	c := Default()
+	c.Root, c.State = "r", "../s"
+	c.Plugins.GRPC.Address, c.Plugins.TTRPC.Address = "unix:///a.sock", "b.sock"
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if got := []string{c.Root, c.State, c.Plugins.GRPC.Address, c.Plugins.TTRPC.Address}; !slices.Equal(got, []string{"/usr/r", "/s", "/a.sock", "/usr/b.sock"}) {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestDefaultIsSound(t *testing.T) {
 	if err := Default().Check(); err != nil {
 		t.Error(err)
