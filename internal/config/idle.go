@@ -42,10 +42,14 @@ func (c *Config) idle(all *node) []Warning {
 	fallback := Default()
 	for _, k := range idleKeys() {
 		n := all.at(k.path...)
-		if n == nil || n.saysNothing() || c.Disabled(pluginCRI) && k.advice == noCRI {
+		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
 			continue
 		}
-		if shown(c, k.path) != shown(fallback, k.path) {
+		usual := shown(fallback, k.path)
+		if usual == none && n.saysNothing() {
+			continue
+		}
+		if shown(c, k.path) != usual {
 			warnings = append(warnings, n.warning("%s has no effect: %s", keyName(k.path), k.advice))
 		}
 	}
@@ -70,6 +74,9 @@ func (n *node) saysNothing() bool {
 	}
 	return n.table != nil || n.isZero()
 }
+
+// none is what shown says of a table that is not there.
+const none = "<nil>"
 
 // shown is the value of a key as text, in which an empty list and none are one.
 func shown(c *Config, path []string) string {
