@@ -115,6 +115,8 @@ func TestScope(t *testing.T) {
 				"":                      {codes.FailedPrecondition, "namespace is required: failed precondition"},
 				"a b":                   {codes.InvalidArgument, `identifier "a b" must match`},
 				"../x":                  {codes.InvalidArgument, "must match"},
+				"a__b":                  {codes.InvalidArgument, "must match"},
+				"a.-b":                  {codes.InvalidArgument, "must match"},
 				strings.Repeat("x", 77): {codes.InvalidArgument, "greater than maximum length (76 characters)"},
 			} {
 				err := call(in(t.Context(), namespace))
