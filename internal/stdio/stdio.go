@@ -41,6 +41,7 @@ type Streams struct {
 	keep []*os.File
 
 	mu      sync.Mutex
+	flowing []*os.File // both ends of the pumps of stdout and stderr
 	input   *os.File // of the process: its terminal, or the write end of its stdin
 	stdin   *os.File // our write end of stdin's FIFO
 	ended   bool     // CloseStdin was called
@@ -117,9 +118,12 @@ func (s *Streams) run(p pump) {
 	}
 	if p.input {
 		go flow() // ends with the client, or with Close
-	} else {
-		s.outputs.Go(flow)
+		return
 	}
+	s.mu.Lock()
+	s.flowing = append(s.flowing, p.src, p.dst)
+	s.mu.Unlock()
+	s.outputs.Go(flow)
 }
 
 func (s *Streams) closeChild() {
@@ -240,7 +244,10 @@ func (s *Streams) Close() {
 	}
 	s.closed = true
 	files := append(s.keep, s.stdin, s.input, s.console)
-	s.keep, s.stdin, s.input = nil, nil, nil
+	// A pump may wait for a client that does not read, or for a process that has
+	// left its container: it ends now.
+	files = append(files, s.flowing...)
+	s.keep, s.stdin, s.input, s.flowing = nil, nil, nil, nil
 	s.mu.Unlock()
 	for _, l := range s.late { // complete: nothing is added once closed is set
 		s.dismiss(l)

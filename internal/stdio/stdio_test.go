@@ -261,6 +261,34 @@ func TestCloseDismissesLateClients(t *testing.T) {
 	}
 }
 
+// Whatever a stream waits for, a client that does not read or a process that
+// somebody left behind, it ends with Close.
+func TestCloseEndsOutput(t *testing.T) {
+	out, errout := fifo(t, "out"), fifo(t, "err")
+	client, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s, _, o, _ := started(t, live.TaskIO{Stdout: out, Stderr: errout})
+	cut := make(chan error, 1)
+	go func() {
+		_, err := o.Write(make([]byte, 1<<20))
+		cut <- err
+	}()
+	s.Drain(10 * time.Millisecond)
+	s.Close()
+	if err := await(t, cut); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("a write after the end: %v, want EPIPE", err)
+	}
+	ended := make(chan bool)
+	go func() {
+		s.Drain(time.Minute)
+		close(ended)
+	}()
+	await(t, ended)
+}
+
 func TestInput(t *testing.T) {
 	in := fifo(t, "in")
 	s, i, _, _ := started(t, live.TaskIO{Stdin: in})
