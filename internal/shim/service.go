@@ -461,7 +461,9 @@ func (s *service) pids(ctx context.Context, id string) ([]*processInfo, error) {
 	p.c.mu.Lock()
 	for _, e := range p.c.execs {
 		e.mu.Lock()
-		execs[e.pid] = e.execID
+		if e.end == nil { // the PID of one that has ended may be another's
+			execs[e.pid] = e.execID
+		}
 		e.mu.Unlock()
 	}
 	p.c.mu.Unlock()

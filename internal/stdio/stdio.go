@@ -42,9 +42,9 @@ type Streams struct {
 
 	mu      sync.Mutex
 	flowing []*os.File // both ends of the pumps of stdout and stderr
-	input   *os.File // of the process: its terminal, or the write end of its stdin
-	stdin   *os.File // our write end of stdin's FIFO
-	ended   bool     // CloseStdin was called
+	input   *os.File   // of the process: its terminal, or the write end of its stdin
+	stdin   *os.File   // our write end of stdin's FIFO
+	ended   bool       // CloseStdin was called
 	console *os.File
 	late    []*lateFIFO
 	closed  bool
