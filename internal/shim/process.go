@@ -102,12 +102,19 @@ const lastExecs = 10 * time.Second
 func (p *process) report() {
 	failpoint.Hit("shim.exit.seen")
 	p.c.beforeExit(p)
-	execs := p.c.startedExecs()
-	if p.isExec() || len(execs) == 0 {
+	var execs []*process
+	if !p.isExec() {
+		execs = p.c.startedExecs()
+	}
+	if len(execs) == 0 && !p.isUntaken() {
 		p.tell()
 		return
 	}
 	go func() { // they are collected by who called us
+		_ = p.withStreams(func(s *stdio.Streams) error {
+			s.AwaitTaken(takenTimeout)
+			return nil
+		})
 		timer := time.NewTimer(lastExecs)
 		defer timer.Stop()
 		for _, e := range execs {
@@ -121,6 +128,19 @@ func (p *process) report() {
 		}
 		p.tell()
 	}()
+}
+
+// takenTimeout bounds how long the report of an end waits for a client that has
+// opened its end of a FIFO, but not begun to read: it would lose what it asked for.
+const takenTimeout = time.Second
+
+// isUntaken tells whether there is output that the client has not begun to read.
+func (p *process) isUntaken() (untaken bool) {
+	_ = p.withStreams(func(s *stdio.Streams) error {
+		untaken = s.IsUntaken()
+		return nil
+	})
+	return untaken
 }
 
 // tell publishes the end of the process and lets those that wait for it go.

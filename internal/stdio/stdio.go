@@ -13,10 +13,12 @@
 package stdio
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/object/live"
@@ -29,7 +31,7 @@ import (
 //
 // The order of use: Open, hand Child's files to the process, Started (or Close
 // when it did not start), Attach when it has a terminal, Input, Drain after its
-// end, Close.
+// end, Close. AwaitTaken comes between the process's end and its report.
 type Streams struct {
 	io    live.TaskIO
 	child [3]*os.File
@@ -46,6 +48,7 @@ type Streams struct {
 	stdin   *os.File   // our write end of stdin's FIFO
 	ended   bool       // CloseStdin was called
 	console *os.File
+	fifos   []*fifoOutput
 	late    []*lateFIFO
 	closed  bool
 }
@@ -53,9 +56,11 @@ type Streams struct {
 // pump moves bytes from one file to another, then calls end.
 type pump struct {
 	src, dst *os.File
-	copy     func(dst, src *os.File) error
+	copy     func(dst, src *os.File, moved *atomic.Int64) error
 	end      func()
 	input    bool
+	// moved counts the bytes; nil when nobody asks.
+	moved *atomic.Int64
 }
 
 // Options of Open.
@@ -113,7 +118,7 @@ func (s *Streams) Started() {
 func (s *Streams) run(p pump) {
 	flow := func() {
 		// A stream that fails is at its end: its reader or writer is gone.
-		_ = p.copy(p.dst, p.src)
+		_ = p.copy(p.dst, p.src, cmp.Or(p.moved, new(atomic.Int64)))
 		p.end()
 	}
 	if p.input {
