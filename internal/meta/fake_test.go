@@ -31,7 +31,9 @@ type fakeSnapshots struct {
 	onRemove  func(ctx context.Context, key string) error
 	onCommit  func()
 	onPrepare func()
+	onStat    func()
 	removed   []string
+	walks     int
 }
 
 func newFakeSnapshots() *fakeSnapshots {
@@ -47,6 +49,9 @@ func (f *fakeSnapshots) get(key string) (object.SnapshotInfo, error) {
 }
 
 func (f *fakeSnapshots) Stat(_ context.Context, key string) (object.SnapshotInfo, error) {
+	if f.onStat != nil {
+		defer f.onStat()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.get(key)
@@ -175,6 +180,7 @@ func (f *fakeSnapshots) Walk(_ context.Context, fn func(object.SnapshotInfo) err
 		return err
 	}
 	f.mu.Lock()
+	f.walks++
 	all := maps.Clone(f.all)
 	f.mu.Unlock()
 	for _, info := range all {

@@ -327,7 +327,10 @@ func (s *snapshots) planCommit(ctx context.Context, name, key, parent string) (r
 		return r, p, err
 	}
 	if !p.replaces || name == key {
-		return r, p, s.exists(ctx, name)
+		if err := s.exists(ctx, name); !errors.Is(err, errCollected) {
+			return r, p, err
+		}
+		return s.planCommit(ctx, name, key, parent)
 	}
 	// A record without a backend snapshot stands in the way: take it and go on.
 	if err := s.db.update(ctx, func(tx *bolt.Tx) error { return unlinkSnapshot(s.bucket(tx), name) }); err != nil {
@@ -344,12 +347,14 @@ func (s *snapshots) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	defer unlock()
+	backend := ""
 	if err := s.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
 		all := s.bucket(tx)
 		b := sub(all, key)
 		if b == nil {
 			return notFound("snapshot", key)
 		}
+		backend = getString(b, keyName)
 		if child := firstChild(all, key); child != "" {
 			return fmt.Errorf("snapshot %q is the parent of %q and cannot be removed before it: %w", key, child, errdefs.ErrFailedPrecondition)
 		}
@@ -360,7 +365,7 @@ func (s *snapshots) Remove(ctx context.Context, key string) error {
 	}); err != nil {
 		return err
 	}
-	s.backend.dirty.Store(true)
+	s.backend.lost(backend)
 	s.publish(ctx, events.SnapshotRemove(s.name, key))
 	return nil
 }
