@@ -32,7 +32,22 @@ func TestSpare(t *testing.T) {
 	if want := "containerd-shim-runc-v2 -namespace " + namespace + " -id shown -address /nowhere"; got != want {
 		t.Errorf("command line %q, want %q", got, want)
 	}
+	// When memory runs out the daemon is to live longer.
+	if own, its := oomScore(t, os.Getpid()), oomScore(t, w.cmd.Process.Pid); its != min(own+1, 1000) {
+		t.Errorf("the daemon's oom_score_adj is %d, its shim's %d", own, its)
+	}
 	w.close(t) // it has no container, and so ends with its client
+}
+
+func oomScore(t *testing.T, pid int) (score int) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscan(string(raw), &score); err != nil {
+		t.Fatal(err)
+	}
+	return score
 }
 
 // A shim whose containers are gone is a spare again, as good as new.

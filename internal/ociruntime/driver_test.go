@@ -96,6 +96,10 @@ func (h *host) spec(id string, args ...string) *specs.Spec {
 }
 
 func (h *host) create(id string, spec *specs.Spec, stdio Stdio) (Container, error) {
+	return h.createIn(h.t.Context(), id, spec, stdio)
+}
+
+func (h *host) createIn(ctx context.Context, id string, spec *specs.Spec, stdio Stdio) (Container, error) {
 	dir := h.t.TempDir()
 	for _, d := range []string{"usr", "proc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, "rootfs", d), 0o755); err != nil {
@@ -115,7 +119,7 @@ func (h *host) create(id string, spec *specs.Spec, stdio Stdio) (Container, erro
 			h.t.Fatal(err)
 		}
 	}
-	return h.driver.Create(h.t.Context(), id, CreateOptions{Bundle: dir, Spec: spec, Changed: true, Stdio: stdio, PIDFile: filepath.Join(dir, "init.pid")})
+	return h.driver.Create(ctx, id, CreateOptions{Bundle: dir, Spec: spec, Changed: true, Stdio: stdio, PIDFile: filepath.Join(dir, "init.pid")})
 }
 
 // run creates and starts.
@@ -420,6 +424,35 @@ func TestMissingProgram(t *testing.T) {
 	_, err := h.create("c", h.spec("c", "true"), Stdio{})
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "/nonexistent/runc") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A program that is killed with its caller leaves a container that nobody knows of.
+func TestExternalCutShort(t *testing.T) {
+	runc, err := exec.LookPath("runc")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs runc on the PATH, and root")
+	}
+	dir := t.TempDir()
+	made := filepath.Join(dir, "made")
+	if err := unix.Mkfifo(made, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("#!/bin/sh\n%s \"$@\" || exit\ncase \"$*\" in *' create '*) echo > %s; exec sleep 1000;; esac\n", runc, made)
+	slow := filepath.Join(dir, "slow")
+	if err := os.WriteFile(slow, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, root: t.TempDir(), cgroups: fmt.Sprintf("berth-oci-%d", os.Getpid())}
+	h.driver = &External{Binary: slow, Root: h.root, Log: filepath.Join(dir, "log.json")}
+	t.Cleanup(h.nothingLeft)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		os.ReadFile(made)
+		cancel()
+	}()
+	if _, err := h.createIn(ctx, "cut", h.spec("cut", "true"), Stdio{}); err == nil {
+		t.Error("a create whose caller has left succeeded")
 	}
 }
 

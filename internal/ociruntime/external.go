@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 
+	"berth/internal/cleanup"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -108,9 +110,19 @@ func (d *External) Create(ctx context.Context, id string, opts CreateOptions) (_
 	if opts.NoNewKeyring && opts.Checkpoint == "" {
 		args = append(args, "--no-new-keyring")
 	}
+	if _, err := os.Lstat(filepath.Join(d.Root, id)); err == nil {
+		return nil, fmt.Errorf("%w: container %s has state in %s", errdefs.ErrAlreadyExists, id, d.Root)
+	}
 	c := &external{driver: d, id: id, bundle: opts.Bundle, ownPIDs: ownPIDs(opts.Spec), restored: opts.Checkpoint != ""}
 	c.init, err = d.start(ctx, pidFile, opts.Stdio, opts.Spec.Process.Terminal, args, id)
 	if err != nil {
+		// The program clears away what it made, unless it was killed because the
+		// caller has left, or had made it all.
+		if _, serr := os.Lstat(filepath.Join(d.Root, id)); serr == nil {
+			ctx, cancel := cleanup.Context(ctx)
+			defer cancel()
+			err = errors.Join(err, d.Destroy(ctx, id, nil))
+		}
 		return nil, err
 	}
 	return c, nil

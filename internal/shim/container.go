@@ -130,6 +130,8 @@ func (c *container) create(ctx context.Context, req createRequest) (err error) {
 	}
 	failpoint.Hit("shim.create.made")
 	if err := c.init.attach(c.oci.Init(), streams); err != nil {
+		// Also when the client has left, with whom ctx has ended.
+		ctx := context.WithoutCancel(ctx)
 		_ = c.oci.KillAll(ctx)
 		_, _ = c.oci.Init().Collect()
 		return errors.Join(err, c.oci.Delete(ctx))
@@ -184,6 +186,47 @@ func (c *container) process(execID string) (*process, error) {
 		return p, nil
 	}
 	return nil, fmt.Errorf("exec %s of container %s: %w", execID, c.id, errdefs.ErrNotFound)
+}
+
+// beginExec enters the start of an exec, if its container is in a state for it: in
+// one that is frozen the new process would be, too, before it is one.
+func (c *container) beginExec(p *process) error {
+	c.mu.Lock() // against startedExecs: it sees p, or p sees that the init has ended
+	defer c.mu.Unlock()
+	if err := c.init.admits(); err != nil {
+		return err
+	}
+	_, err := p.begin(opStart)
+	return err
+}
+
+// admits tells whether a process can start beside the init.
+func (p *process) admits() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.state
+	if p.end != nil {
+		s = stopped
+	}
+	if r := ruleOf(s, opExec, false); !r.allowed {
+		return refusal(s, opExec, r.kind)
+	}
+	return nil
+}
+
+// startedExecs are those that have, or are about to have, a process whose end is not
+// told yet.
+func (c *container) startedExecs() (started []*process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.execs {
+		p.mu.Lock()
+		if p.state == starting || p.state == running {
+			started = append(started, p)
+		}
+		p.mu.Unlock()
+	}
+	return started
 }
 
 // beforeExit does what must precede the report of p's end.

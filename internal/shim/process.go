@@ -92,10 +92,59 @@ func (p *process) collected(status uint32, at time.Time) {
 	}
 }
 
-// report publishes the end of the process and lets those that wait for it go.
+// lastExecs bounds how long the report of a container's end waits for those of its
+// execs: one may have escaped from its cgroup, and from being killed.
+const lastExecs = 10 * time.Second
+
+// report tells the end of the process. That of a container is told after those of
+// all its execs. Compat: containerd's shim, clients of which take the end of the
+// init for the last one.
 func (p *process) report() {
 	failpoint.Hit("shim.exit.seen")
 	p.c.beforeExit(p)
+	var execs []*process
+	if !p.isExec() {
+		execs = p.c.startedExecs()
+	}
+	if len(execs) == 0 && !p.isUntaken() {
+		p.tell()
+		return
+	}
+	go func() { // they are collected by who called us
+		_ = p.withStreams(func(s *stdio.Streams) error {
+			s.AwaitTaken(takenTimeout)
+			return nil
+		})
+		timer := time.NewTimer(lastExecs)
+		defer timer.Stop()
+		for _, e := range execs {
+			select {
+			case <-e.exited:
+			case <-timer.C:
+				p.c.service.log.Warn("an exec outlives its container", "container", p.c.id, "exec", e.execID)
+				p.tell()
+				return
+			}
+		}
+		p.tell()
+	}()
+}
+
+// takenTimeout bounds how long the report of an end waits for a client that has
+// opened its end of a FIFO, but not begun to read: it would lose what it asked for.
+const takenTimeout = time.Second
+
+// isUntaken tells whether there is output that the client has not begun to read.
+func (p *process) isUntaken() (untaken bool) {
+	_ = p.withStreams(func(s *stdio.Streams) error {
+		untaken = s.IsUntaken()
+		return nil
+	})
+	return untaken
+}
+
+// tell publishes the end of the process and lets those that wait for it go.
+func (p *process) tell() {
 	p.mu.Lock()
 	if p.state != deleting {
 		p.state = stopped
@@ -111,7 +160,6 @@ func (p *process) report() {
 	failpoint.Hit("shim.exit.before-publish")
 	p.c.service.publish(exitEvent(p.c.id, p.execID, end))
 	failpoint.Hit("shim.exit.published")
-
 	close(p.exited)
 }
 
@@ -137,6 +185,13 @@ func (p *process) attach(oci ociruntime.Process, streams *stdio.Streams) error {
 		return streams.Attach(p.c.service.ctx, console, p.c.stdioOptions())
 	}
 	return nil
+}
+
+// detach undoes attach before anybody else may take the PID for the process's own.
+func (p *process) detach() {
+	p.mu.Lock()
+	p.pid, p.streams = 0, nil
+	p.mu.Unlock()
 }
 
 // openInput lets the process read what its client writes. That it cannot is no

@@ -161,12 +161,18 @@ func (s *service) awaitCreated(ctx context.Context, id string) error {
 }
 
 func (s *service) start(ctx context.Context, id, execID string) (uint32, error) {
-	p, _, err := s.enter(id, execID, opStart)
+	p, err := s.process(id, execID)
 	if err != nil {
 		return 0, err
 	}
 	if p.isExec() {
+		if err := p.c.beginExec(p); err != nil {
+			return 0, err
+		}
 		return s.startExec(ctx, p)
+	}
+	if _, err := p.begin(opStart); err != nil {
+		return 0, err
 	}
 	if err := s.hold(func() error { return p.c.oci.Start(ctx) }); err != nil {
 		// It did not start; if it ended, that is reported.
@@ -211,9 +217,16 @@ func (p *process) start(ctx context.Context) error {
 		streams.Close()
 		return err
 	}
+	if err := p.attach(oci, streams); err != nil {
+		p.detach()
+		_ = syscall.Kill(oci.PID(), syscall.SIGKILL)
+		_, _ = oci.Collect()
+		streams.Close()
+		return err
+	}
 	p.spec = nil
 	p.c.service.reaper.Register(oci, p.collected)
-	return p.attach(oci, streams)
+	return nil
 }
 
 // delete removes what has ended, or was not started. Who deletes a container that
@@ -232,8 +245,12 @@ func (s *service) delete(ctx context.Context, id, execID string) (live.Exit, err
 		p.c.mu.Lock()
 		delete(p.c.execs, execID)
 		p.c.mu.Unlock()
+		end := p.exit()
+		if before == created {
+			p.failed()
+		}
 		p.finish(deleting, deleted)
-		return p.exit(), nil
+		return end, nil
 	}
 	c := p.c
 	if before == created {
@@ -274,15 +291,22 @@ func (s *service) delete(ctx context.Context, id, execID string) (live.Exit, err
 	return end, nil
 }
 
-// releaseExecs closes the streams of execs that nobody deleted.
+// releaseExecs closes the streams of execs that nobody deleted, all at the same
+// time: each may have output that nobody reads. Those that were never started have
+// ended with it.
 func (c *container) releaseExecs() {
 	c.mu.Lock()
 	execs := c.execs
 	c.execs = map[string]*process{}
 	c.mu.Unlock()
+	var all sync.WaitGroup
 	for _, p := range execs {
-		p.release()
+		if before, err := p.begin(opDelete); err == nil && before == created {
+			p.failed()
+		}
+		all.Go(p.release)
 	}
+	all.Wait()
 }
 
 func (p *process) exit() live.Exit {
@@ -294,7 +318,8 @@ func (p *process) exit() live.Exit {
 	return *p.end
 }
 
-// failed makes an exec that could not be started one that has ended.
+// failed makes an exec that could not be started, or never will be, one that has
+// ended: nobody waits for it any longer.
 func (p *process) failed() {
 	p.mu.Lock()
 	if p.end == nil {
@@ -330,7 +355,7 @@ func (s *service) exec(ctx context.Context, id, execID string, io live.TaskIO, r
 }
 
 func (s *service) kill(ctx context.Context, id, execID string, signal uint32, all bool) error {
-	p, _, err := s.enter(id, execID, opKill)
+	p, now, err := s.enter(id, execID, opKill)
 	if err != nil {
 		return err
 	}
@@ -338,7 +363,8 @@ func (s *service) kill(ctx context.Context, id, execID string, signal uint32, al
 	switch {
 	case p.isExec():
 		return p.kill(sig)
-	case all && sig == syscall.SIGKILL:
+	// What is frozen has to be thawed to die (version 1 of control groups).
+	case sig == syscall.SIGKILL && (all || now == pausing || now == paused):
 		return s.hold(func() error { return p.c.oci.KillAll(ctx) })
 	default:
 		return s.hold(func() error { return p.c.oci.Signal(ctx, sig) })
@@ -435,7 +461,9 @@ func (s *service) pids(ctx context.Context, id string) ([]*processInfo, error) {
 	p.c.mu.Lock()
 	for _, e := range p.c.execs {
 		e.mu.Lock()
-		execs[e.pid] = e.execID
+		if e.end == nil { // the PID of one that has ended may be another's
+			execs[e.pid] = e.execID
+		}
 		e.mu.Unlock()
 	}
 	p.c.mu.Unlock()

@@ -54,6 +54,7 @@ const maxLives = 100
 func ServeSpare(ctx context.Context) error {
 	unix.CloseOnExec(controlFD)
 	h, line := new(host), newCommandLine()
+	preferDaemon(os.Getpid())
 	tune()
 	warm()
 	for range maxLives {

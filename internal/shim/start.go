@@ -124,8 +124,11 @@ func listen(path string) (*net.UnixListener, error) {
 	addr := &net.UnixAddr{Name: path, Net: "unix"}
 	l, err := net.ListenUnix("unix", addr)
 	if errors.Is(err, unix.EADDRINUSE) {
-		if conn, derr := net.DialTimeout("unix", path, 100*time.Millisecond); derr == nil {
+		conn, derr := net.DialTimeout("unix", path, 100*time.Millisecond)
+		if derr == nil {
 			conn.Close()
+		}
+		if !errors.Is(derr, unix.ECONNREFUSED) && !errors.Is(derr, unix.ENOENT) { // who has a full queue does listen
 			return nil, errServed
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

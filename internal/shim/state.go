@@ -122,7 +122,7 @@ func ruleOf(s state, op operation, exec bool) rule {
 		}
 		return do(stay)
 	case opExec:
-		if s == created || s == running || s == checkpointing {
+		if s == created || s == starting || s == running || s == checkpointing {
 			return do(stay)
 		}
 	case opResize, opUpdate:

@@ -32,7 +32,7 @@ func TestTable(t *testing.T) {
 		{opResume, true, "", missing, nil},
 		{opKill, false, "created starting running pausing paused resuming checkpointing", missing + " stopped deleting", nil},
 		{opKill, true, "starting running pausing paused resuming checkpointing", missing + " stopped deleting", nil},
-		{opExec, false, "created running checkpointing", missing, nil},
+		{opExec, false, "created starting running checkpointing", missing, nil},
 		{opResize, false, "created starting running pausing paused resuming checkpointing", missing, nil},
 		{opResize, true, "created starting running pausing paused resuming checkpointing", missing, nil},
 		{opCloseIO, false, "created starting running pausing paused resuming checkpointing stopped deleting", missing, nil},

@@ -71,6 +71,12 @@ func (a *taskAPI) State(ctx context.Context, r *api.StateRequest) (*api.StateRes
 		return nil, err
 	}
 	st := p.snapshot()
+	if p.isExec() && st.Status == live.TaskRunning {
+		// A container is frozen as a whole.
+		if whole := p.c.init.snapshot().Status; whole == live.TaskPausing || whole == live.TaskPaused {
+			st.Status = whole
+		}
+	}
 	return &api.StateResponse{
 		ID: r.ID, ExecID: r.ExecID, Bundle: p.c.bundle, Pid: st.PID, Status: uint32(st.Status),
 		Stdin: st.IO.Stdin, Stdout: st.IO.Stdout, Stderr: st.IO.Stderr, Terminal: st.IO.Terminal,

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,8 +14,8 @@ import (
 const spliceSize = 1 << 20
 
 // splice moves bytes between two pipes or FIFOs, both non-blocking, until src is
-// at its end or dst has no reader.
-func splice(dst, src *os.File) error {
+// at its end or dst has no reader, and counts them.
+func splice(dst, src *os.File, moved *atomic.Int64) error {
 	in, err := src.SyscallConn()
 	if err != nil {
 		return err
@@ -71,6 +72,7 @@ func splice(dst, src *os.File) error {
 		case n == 0:
 			return nil
 		}
+		moved.Add(n)
 	}
 }
 
@@ -79,7 +81,7 @@ var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
 // copyBuffered copies until src is at its end, which a terminal that nobody
 // has open tells by EIO.
-func copyBuffered(dst, src *os.File) error {
+func copyBuffered(dst, src *os.File, moved *atomic.Int64) error {
 	buf := buffers.Get().(*[16 << 10]byte)
 	defer buffers.Put(buf)
 	for {
@@ -88,6 +90,7 @@ func copyBuffered(dst, src *os.File) error {
 			if _, werr := dst.Write(buf[:n]); werr != nil {
 				return werr
 			}
+			moved.Add(int64(n))
 		}
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, unix.EIO):

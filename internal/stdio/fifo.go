@@ -84,7 +84,7 @@ func (s *Streams) pipeOutputs(ctx context.Context, opts Options) error {
 }
 
 func (s *Streams) outputPump(src *os.File, out output) pump {
-	p := pump{src: src, dst: out.file, copy: copyBuffered}
+	p := pump{src: src, dst: out.file, copy: copyBuffered, moved: s.watch(src, out)}
 	if out.fifo {
 		p.copy = splice
 	}
@@ -108,7 +108,7 @@ func (s *Streams) attachOutput(ctx context.Context, console *os.File, opts Optio
 	if err != nil {
 		return err
 	}
-	s.run(pump{src: console, dst: out.file, copy: copyBuffered, end: func() { s.finish(out) }})
+	s.run(pump{src: console, dst: out.file, copy: copyBuffered, moved: s.watch(console, out), end: func() { s.finish(out) }})
 	return nil
 }
 

@@ -13,10 +13,12 @@
 package stdio
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth/internal/object/live"
@@ -29,7 +31,7 @@ import (
 //
 // The order of use: Open, hand Child's files to the process, Started (or Close
 // when it did not start), Attach when it has a terminal, Input, Drain after its
-// end, Close.
+// end, Close. AwaitTaken comes between the process's end and its report.
 type Streams struct {
 	io    live.TaskIO
 	child [3]*os.File
@@ -41,10 +43,12 @@ type Streams struct {
 	keep []*os.File
 
 	mu      sync.Mutex
-	input   *os.File // of the process: its terminal, or the write end of its stdin
-	stdin   *os.File // our write end of stdin's FIFO
-	ended   bool     // CloseStdin was called
+	flowing []*os.File // both ends of the pumps of stdout and stderr
+	input   *os.File   // of the process: its terminal, or the write end of its stdin
+	stdin   *os.File   // our write end of stdin's FIFO
+	ended   bool       // CloseStdin was called
 	console *os.File
+	fifos   []*fifoOutput
 	late    []*lateFIFO
 	closed  bool
 }
@@ -52,9 +56,11 @@ type Streams struct {
 // pump moves bytes from one file to another, then calls end.
 type pump struct {
 	src, dst *os.File
-	copy     func(dst, src *os.File) error
+	copy     func(dst, src *os.File, moved *atomic.Int64) error
 	end      func()
 	input    bool
+	// moved counts the bytes; nil when nobody asks.
+	moved *atomic.Int64
 }
 
 // Options of Open.
@@ -112,14 +118,17 @@ func (s *Streams) Started() {
 func (s *Streams) run(p pump) {
 	flow := func() {
 		// A stream that fails is at its end: its reader or writer is gone.
-		_ = p.copy(p.dst, p.src)
+		_ = p.copy(p.dst, p.src, cmp.Or(p.moved, new(atomic.Int64)))
 		p.end()
 	}
 	if p.input {
 		go flow() // ends with the client, or with Close
-	} else {
-		s.outputs.Go(flow)
+		return
 	}
+	s.mu.Lock()
+	s.flowing = append(s.flowing, p.src, p.dst)
+	s.mu.Unlock()
+	s.outputs.Go(flow)
 }
 
 func (s *Streams) closeChild() {
@@ -240,7 +249,10 @@ func (s *Streams) Close() {
 	}
 	s.closed = true
 	files := append(s.keep, s.stdin, s.input, s.console)
-	s.keep, s.stdin, s.input = nil, nil, nil
+	// A pump may wait for a client that does not read, or for a process that has
+	// left its container: it ends now.
+	files = append(files, s.flowing...)
+	s.keep, s.stdin, s.input, s.flowing = nil, nil, nil, nil
 	s.mu.Unlock()
 	for _, l := range s.late { // complete: nothing is added once closed is set
 		s.dismiss(l)

@@ -238,6 +238,55 @@ func TestClientRemovesFIFO(t *testing.T) {
 	}
 }
 
+// A client that has opened a FIFO and has not begun to read is waited for; one that
+// reads, leaves or never came is not.
+func TestAwaitTaken(t *testing.T) {
+	for name, tc := range map[string]struct {
+		comes   bool
+		client  func(r *os.File)
+		untaken bool
+	}{
+		"reads":      {comes: true, client: func(r *os.File) { r.Read(make([]byte, 1)) }},
+		"leaves":     {comes: true, client: func(r *os.File) { r.Close() }},
+		"is slow":    {comes: true, client: func(*os.File) {}, untaken: true},
+		"never came": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := fifo(t, "out")
+			var r *os.File
+			if tc.comes {
+				var err error
+				if r, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+			}
+			s, _, o, _ := started(t, live.TaskIO{Stdout: path})
+			if s.IsUntaken() {
+				t.Error("there is nothing yet")
+			}
+			io.WriteString(o, "hello")
+			if tc.comes && !s.IsUntaken() {
+				t.Error("the client has not read yet")
+			}
+			o.Close()
+			s.Drain(10 * time.Second)
+			if tc.comes {
+				tc.client(r)
+			}
+			s.AwaitTaken(time.Millisecond)
+			if got := s.IsUntaken(); got != tc.untaken {
+				t.Errorf("untaken: %v, want %v", got, tc.untaken)
+			}
+		})
+	}
+	s, _, o, _ := started(t, live.TaskIO{Stdout: os.DevNull})
+	io.WriteString(o, "hello")
+	if s.IsUntaken() {
+		t.Error("of no FIFO")
+	}
+}
+
 func TestCloseDismissesLateClients(t *testing.T) {
 	out := fifo(t, "out")
 	s, _, o, _ := started(t, live.TaskIO{Stdout: out})
@@ -259,6 +308,34 @@ func TestCloseDismissesLateClients(t *testing.T) {
 			t.Fatal("somebody keeps the FIFO open for writing")
 		}
 	}
+}
+
+// Whatever a stream waits for, a client that does not read or a process that
+// somebody left behind, it ends with Close.
+func TestCloseEndsOutput(t *testing.T) {
+	out, errout := fifo(t, "out"), fifo(t, "err")
+	client, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s, _, o, _ := started(t, live.TaskIO{Stdout: out, Stderr: errout})
+	cut := make(chan error, 1)
+	go func() {
+		_, err := o.Write(make([]byte, 1<<20))
+		cut <- err
+	}()
+	s.Drain(10 * time.Millisecond)
+	s.Close()
+	if err := await(t, cut); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("a write after the end: %v, want EPIPE", err)
+	}
+	ended := make(chan bool)
+	go func() {
+		s.Drain(time.Minute)
+		close(ended)
+	}()
+	await(t, ended)
 }
 
 func TestInput(t *testing.T) {

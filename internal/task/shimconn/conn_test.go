@@ -47,6 +47,30 @@ func TestListen(t *testing.T) {
 	unix.Close(fd)
 }
 
+// A shim that hangs, and has as many connections waiting as it can have, is one.
+func TestListenFullQueue(t *testing.T) {
+	path := shortDir(t) + "/s"
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		defer c.Close()
+	}
+	if fd, err := Listen(path); !errdefs.IsAlreadyExists(err) {
+		unix.Close(fd)
+		t.Errorf("listen beside a shim with a full queue: %v", err)
+	}
+}
+
 // Where gRPC is spoken a bare path is a path.
 func TestBarePath(t *testing.T) {
 	path := shortDir(t) + "/x"

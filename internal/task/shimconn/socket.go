@@ -28,8 +28,11 @@ func Listen(path string) (int, error) {
 		fd, err = listenOnce(path)
 	}
 	if err == unix.EADDRINUSE {
-		if c, derr := net.Dial("unix", path); derr == nil {
+		c, derr := net.Dial("unix", path)
+		if derr == nil {
 			c.Close()
+		}
+		if !NobodyListens(derr) { // who has a full queue does listen
 			return -1, fmt.Errorf("somebody listens on %s: %w", path, errdefs.ErrAlreadyExists)
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -22,6 +22,8 @@ type Options struct {
 // same time, and not for long. Methods may be called at the same time.
 type Pool struct {
 	opts Options
+	// polite tells whether spares may start at a lower priority.
+	polite func() bool
 	// starting counts those that Replenish starts.
 	starting sync.WaitGroup
 
@@ -34,7 +36,9 @@ type Pool struct {
 }
 
 // NewPool makes an empty one. The caller closes it.
-func NewPool(opts Options) *Pool { return &Pool{opts: opts} }
+func NewPool(opts Options) *Pool {
+	return &Pool{opts: opts, polite: sync.OnceValue(priorityReturns)}
+}
 
 // Get returns a spare of the edition: one that waits, or one that is started now.
 func (p *Pool) Get(e Edition) (*Spare, error) {
@@ -139,7 +143,7 @@ func (p *Pool) Replenish(binary string) {
 		if err == nil {
 			sp, err = p.launch(e)
 		}
-		if sp != nil {
+		if sp != nil && p.polite() {
 			sp.prioritise(politeness)
 			sp.polite = true
 		}

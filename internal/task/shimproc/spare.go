@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -87,6 +88,30 @@ const answerTimeout = 5 * time.Second
 // politeness is what the priority of a spare that starts is lowered by, so that
 // it does not slow down the container for which another was just taken.
 const politeness = 10
+
+// priorityReturns tells whether this process may raise again a priority that it has
+// lowered. Without CAP_SYS_NICE (of the host: a user namespace has it in vain) it may
+// not, and the containers of a spare that was polite would stay so for ever. It is
+// tried with a thread, which ends when that fails.
+func priorityReturns() bool {
+	returns := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		own, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+		nice := 20 - own // what the system call returns
+		if err == nil {
+			err = unix.Setpriority(unix.PRIO_PROCESS, 0, min(nice+1, 19))
+		}
+		if err == nil {
+			err = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
+		}
+		if err == nil {
+			runtime.UnlockOSThread()
+		}
+		returns <- err == nil
+	}()
+	return <-returns
+}
 
 // prioritise changes the priority of all threads of the spare, which is a process
 // group of its own, to the daemon's, lowered by that much. A failure is of no consequence.
