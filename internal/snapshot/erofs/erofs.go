@@ -333,7 +333,7 @@ func removeDir(dir string) error {
 			return err
 		}
 	}
-	return os.RemoveAll(dir)
+	return store.RemoveTree(dir)
 }
 
 func hasParents(snap store.Snapshot) bool { return len(snap.ParentIDs) > 0 }

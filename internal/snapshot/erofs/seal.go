@@ -13,6 +13,7 @@ import (
 
 	"berth/internal/mount"
 	"berth/internal/object"
+	"berth/internal/snapshot/store"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -128,7 +129,7 @@ func (e *Snapshotter) clearUpper(id string) error {
 	f.Close()
 	errs := []error{err}
 	for _, name := range names {
-		errs = append(errs, os.RemoveAll(filepath.Join(upper, name)))
+		errs = append(errs, store.RemoveTree(filepath.Join(upper, name)))
 	}
 	return errors.Join(errs...)
 }

@@ -72,6 +72,9 @@ func (c *copier) directory(from, to int, path string) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
+	if strings.Count(path, "/") > maxDepth {
+		return fmt.Errorf("directories are nested deeper than %d: %w", maxDepth, unix.ENAMETOOLONG)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(from, &st); err != nil {
 		return err

@@ -186,7 +186,7 @@ func (s *Store) Create(ctx context.Context, kind object.SnapshotKind, key, paren
 	dir := s.Dir(snap.ID)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
+			err = errors.Join(err, RemoveTree(dir))
 		}
 	}()
 	if err := fill(dir, snap); err != nil {
@@ -413,12 +413,12 @@ func (s *Store) Remove(ctx context.Context, key string) (id string, err error) {
 }
 
 // Delete removes the directory of a snapshot whose record is gone.
-func (s *Store) Delete(id string) error { return os.RemoveAll(s.Dir(id)) }
+func (s *Store) Delete(id string) error { return RemoveTree(s.Dir(id)) }
 
 // Cleanup removes the directories that no record names. It goes on after a
 // failure and returns what failed.
 func (s *Store) Cleanup(ctx context.Context) error {
-	return s.Sweep(ctx, Place{Dir: filepath.Join(s.root, "snapshots"), Remove: os.RemoveAll})
+	return s.Sweep(ctx, Place{Dir: filepath.Join(s.root, "snapshots"), Remove: RemoveTree})
 }
 
 // Place is a directory in which what belongs to a snapshot has the identifier
