@@ -119,7 +119,7 @@ func attach(m live.Mount, path string) (err error) {
 		}
 		defer userns.Close()
 		if m.Type != "overlay" {
-			return attachMapped(source, path, opts, userns)
+			return attachMapped(source, path, m.Type, opts, userns)
 		}
 		data, done, err := mapLowers(opts.data, userns)
 		if err != nil {

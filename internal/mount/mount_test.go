@@ -303,6 +303,43 @@ func TestIDMappedMounts(t *testing.T) {
 	}
 }
 
+// What an option forbids is forbidden in a mapped mount, too, and a filesystem can be
+// mapped as well as a directory.
+func TestIDMappedAttributes(t *testing.T) {
+	dir := room(t)
+	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
+	mkdirs(t, src, dst)
+	mapped := []string{"uidmap=0:1000:65536", "gidmap=0:1000:65536", "nosuid", "nodev", "noexec", "noatime"}
+	for _, m := range []live.Mount{
+		{Type: "bind", Source: src, Options: append(mapped, "rbind", "ro")},
+		{Type: "tmpfs", Source: "tmpfs", Options: append(mapped, "size=1m")},
+	} {
+		if err := All([]live.Mount{m}, dst); err != nil {
+			t.Errorf("%s: %v", m.Type, err)
+			continue
+		}
+		infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dst))
+		if err != nil || len(infos) != 1 {
+			t.Fatalf("%s: %v, %v", m.Type, infos, err)
+		}
+		for _, o := range []string{"nosuid", "nodev", "noexec", "noatime", "idmapped"} {
+			if !strings.Contains(","+infos[0].Options+",", ","+o+",") {
+				t.Errorf("%s: %s is not among %s", m.Type, o, infos[0].Options)
+			}
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dst, &st); err != nil || st.Uid != 1000 || st.Gid != 1000 {
+			t.Errorf("%s: owner %d:%d, %v", m.Type, st.Uid, st.Gid, err)
+		}
+		if err := unix.Unmount(dst, 0); err != nil {
+			t.Error(err)
+		}
+		if left, err := mountinfo.Mounted(dst); err != nil || left {
+			t.Errorf("%s: a second mount was below it (%v)", m.Type, err)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	for name, c := range map[string]struct {
 		typ  string
