@@ -16,6 +16,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,8 +72,9 @@ func Open(root string, now func() time.Time) (*Store, error) {
 	return s, nil
 }
 
-// readLast finds the last identifier: of the records, or of a directory whose
-// record a crash has prevented.
+// readLast finds the last identifier: of the records, of a directory whose record a
+// crash has prevented, or of what a rescue has found without one. The last is not
+// always in dir, and must not be taken for garbage in the way of a new snapshot.
 func (s *Store) readLast(dir string) error {
 	if err := s.db.View(func(tx *bolt.Tx) error {
 		if snapshots, _ := buckets(tx); snapshots != nil {
@@ -83,7 +85,7 @@ func (s *Store) readLast(dir string) error {
 		return err
 	}
 	names, err := dirNames(dir)
-	for _, name := range names {
+	for _, name := range slices.AppendSeq(names, maps.Keys(s.kept)) {
 		if id, err := strconv.ParseUint(name, 10, 63); err == nil {
 			s.last = max(s.last, id)
 		}
