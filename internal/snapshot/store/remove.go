@@ -163,6 +163,9 @@ func (r *remover) list(fd int) (names []string, err error) {
 		if err == unix.EINTR {
 			continue
 		}
+		if err == unix.ENOENT { // somebody else has removed it
+			return nil, nil
+		}
 		if err != nil {
 			return nil, err
 		}

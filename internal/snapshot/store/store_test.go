@@ -228,3 +228,22 @@ func TestCopyTreeCopiesSockets(t *testing.T) {
 		t.Errorf("%v, %v", st, err)
 	}
 }
+
+// A directory that goes while it is measured is not counted, and no failure.
+func TestMeasureGoneDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, dirFlags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	w := walk{ctx: t.Context(), linked: map[inode]struct{}{}, buf: make([]byte, 4<<10)}
+	if err := w.dir(fd, -1, 0); err != nil {
+		t.Error(err)
+	}
+}

@@ -101,6 +101,9 @@ func (w *walk) dir(fd, old, depth int) error {
 		if err == unix.EINTR {
 			continue
 		}
+		if err == unix.ENOENT { // it was removed meanwhile
+			break
+		}
 		if err != nil {
 			return err
 		}
