@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -455,5 +456,42 @@ func TestLoop(t *testing.T) {
 	err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "ro"}}}, target)
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mount of an empty image: %v", err)
+	}
+}
+
+// An image that is mounted and written to has one device, whoever mounts it again.
+func TestLoopIsShared(t *testing.T) {
+	dir := room(t)
+	image, a, b, c := filepath.Join(dir, "image"), filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
+	mkdirs(t, a, b, c)
+	write(t, image, "")
+	if err := os.Truncate(image, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.ext4: %v: %s", err, out)
+	}
+	if err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "rw"}}}, a); err != nil {
+		t.Skip("no loop devices here: ", err)
+	}
+	defer UnmountRecursive(dir, 0)
+	write(t, filepath.Join(a, "f"), "x")
+	for target, mode := range map[string]string{b: "ro", c: "rw"} {
+		if err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", mode}}}, target); err != nil {
+			t.Fatal(err)
+		}
+		if !exists(filepath.Join(target, "f")) {
+			t.Errorf("%s: what was written is not there", mode)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(b, "g"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to the read-only mount: %v", err)
+	}
+	write(t, filepath.Join(c, "g"), "x")
+	if !exists(filepath.Join(a, "g")) || !exists(filepath.Join(b, "g")) {
+		t.Error("what one wrote the others do not see")
+	}
+	if err := errors.Join(Unmount(a, 0), Unmount(b, 0), Unmount(c, 0), Released(t.Context(), image)); err != nil {
+		t.Error(err)
 	}
 }
