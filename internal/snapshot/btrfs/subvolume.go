@@ -117,7 +117,7 @@ func deleteSubvolume(path string) error {
 			err = destroy(path)
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOENT) { // somebody else was faster
 		return fmt.Errorf("delete subvolume %s: %w", path, err)
 	}
 	return nil
