@@ -30,10 +30,11 @@ type DiffOptions struct {
 // the tree upper, as an uncompressed tar archive. Equal trees give equal
 // archives: entries are sorted, times are whole seconds, no names of users.
 //
-// Files that differ in nothing that a layer can say are left out; what is
-// below a directory comes after its own entry, changed or not.
+// Files that differ in nothing that a layer can say are left out, but for other names
+// of one that is not: they stay one file. What is below a directory comes after its
+// own entry, changed or not.
 func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOptions) error {
-	d := differ{ctx: ctx, tw: tar.NewWriter(w), opts: opts, links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	d := differ{ctx: ctx, tw: tar.NewWriter(w), opts: opts, links: map[inode]string{}, same: map[inode][]otherName{}, buf: make([]byte, 256<<10)}
 	up, err := openTree(upper)
 	if err != nil {
 		return fmt.Errorf("diff: %w", err)
@@ -61,14 +62,24 @@ type differ struct {
 	ctx     context.Context
 	tw      *tar.Writer
 	opts    DiffOptions
-	links   map[inode]string // files with several names → the one written
-	pending []pendingDir     // ancestors without an entry so far
+	links   map[inode]string      // files with several names → the one written
+	same    map[inode][]otherName // … → those that have not changed, none written
+	pending []*pendingDir         // ancestors without an entry so far
 	buf     []byte
 }
 
+// pendingDir is a directory whose entry is written when something follows that is in it.
 type pendingDir struct {
-	path string
-	n    node
+	path    string
+	n       node        // while the walk is there
+	h       *tar.Header // when it may be written later
+	written bool
+}
+
+// otherName of a file is written when the file is.
+type otherName struct {
+	dirs []*pendingDir
+	h    *tar.Header
 }
 
 // node is a file in an open directory.
@@ -135,6 +146,9 @@ func (d *differ) directory(p string, low, up *os.File) error {
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
+	if strings.Count(p, "/") > unix.PathMax/2 { // no path leads there, and descriptors are not endless
+		return fmt.Errorf("%.100s…: %w", p, unix.ENAMETOOLONG)
+	}
 	lows, err := children(low)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
@@ -180,7 +194,7 @@ func (d *differ) one(dir string, l, u *node) error {
 	}
 	if !u.isDir() {
 		if equal {
-			return nil
+			return d.unchanged(p, u)
 		}
 		return d.write(p, u)
 	}
@@ -191,7 +205,7 @@ func (d *differ) one(dir string, l, u *node) error {
 }
 
 func (d *differ) subdirectory(p string, l, u *node, equal bool) error {
-	d.pending = append(d.pending, pendingDir{p, *u})
+	d.pending = append(d.pending, &pendingDir{path: p, n: *u})
 	depth := len(d.pending)
 	if !equal {
 		if err := d.flush(); err != nil {
@@ -229,11 +243,84 @@ func (d *differ) flush() error {
 	dirs := d.pending
 	d.pending = nil
 	for _, dir := range dirs {
-		if err := d.header(dir.path, &dir.n); err != nil {
+		if err := d.directoryEntry(dir); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (d *differ) directoryEntry(dir *pendingDir) error {
+	if dir.written {
+		return nil
+	}
+	dir.written = true
+	if dir.h != nil {
+		return d.tw.WriteHeader(dir.h)
+	}
+	return d.header(dir.path, &dir.n)
+}
+
+// unchanged leaves a file out, unless another name of it was or will be written.
+func (d *differ) unchanged(p string, n *node) error {
+	if n.st.Nlink < 2 {
+		return nil
+	}
+	id := inode{uint64(n.st.Dev), n.st.Ino}
+	if first, ok := d.links[id]; ok {
+		if err := d.flush(); err != nil {
+			return err
+		}
+		return d.link(p, n, first)
+	}
+	other := otherName{dirs: slices.Clone(d.pending)}
+	for _, dir := range other.dirs {
+		if dir.h != nil {
+			continue
+		}
+		h, err := d.fields(dir.path, &dir.n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", dir.path, err)
+		}
+		dir.h = h
+	}
+	h, err := d.fields(p, n)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	other.h = h
+	d.same[id] = append(d.same[id], other)
+	return nil
+}
+
+// others writes the names of a file that had seemed not to matter.
+func (d *differ) others(id inode, first string) error {
+	others := d.same[id]
+	delete(d.same, id)
+	for _, o := range others {
+		for _, dir := range o.dirs {
+			if err := d.directoryEntry(dir); err != nil {
+				return err
+			}
+		}
+		if err := d.tw.WriteHeader(asLink(o.h, first)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func asLink(h *tar.Header, first string) *tar.Header {
+	h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
+	return h
+}
+
+func (d *differ) link(p string, n *node, first string) error {
+	h, err := d.fields(p, n)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	return d.tw.WriteHeader(asLink(h, first))
 }
 
 func (d *differ) whiteout(p string) error {
@@ -358,14 +445,13 @@ func (d *differ) write(p string, n *node) error {
 	if n.st.Nlink > 1 {
 		id := inode{uint64(n.st.Dev), n.st.Ino}
 		if first, ok := d.links[id]; ok {
-			h, err := d.fields(p, n)
-			if err != nil {
-				return fmt.Errorf("%s: %w", p, err)
-			}
-			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
-			return d.tw.WriteHeader(h)
+			return d.link(p, n, first)
 		}
 		d.links[id] = p
+		if err := d.header(p, n); err != nil {
+			return err
+		}
+		return d.others(id, p)
 	}
 	return d.header(p, n)
 }

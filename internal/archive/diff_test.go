@@ -80,6 +80,29 @@ func TestDiffOfTrees(t *testing.T) {
 	}
 }
 
+// A file stays one file: names of it that have not changed follow those that have.
+func TestDiffKeepsHardLinks(t *testing.T) {
+	lower, upper := t.TempDir(), t.TempDir()
+	common := []tar.Header{dir("a"), file("a/one"), hardlink("a/two", "a/one"), dir("b"), dir("b/c"), hardlink("b/c/three", "a/one"), file("z"), hardlink("zz", "z")}
+	mustApply(t, lower, Remove, common...)
+	mustApply(t, upper, Remove, append(common, hardlink("m", "a/one"))...)
+	data := diffTrees(t, lower, upper, DiffOptions{})
+	want := []string{"m", "a/", "a/one -> m", "a/two -> m", "b/", "b/c/", "b/c/three -> m"}
+	if got := entries(t, data); !slices.Equal(got, want) {
+		t.Errorf("entries\n%q, want\n%q", got, want)
+	}
+	if _, err := Apply(t.Context(), lower, bytes.NewReader(data), ApplyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(lower+"/b/c/three", &st); err != nil || st.Nlink != 4 {
+		t.Errorf("%d links, want 4 (%v)", st.Nlink, err)
+	}
+	if rest := entries(t, diffTrees(t, lower, upper, DiffOptions{})); len(rest) > 0 {
+		t.Errorf("still different: %q", rest)
+	}
+}
+
 func TestDiffKeepsEverything(t *testing.T) {
 	upper, again := t.TempDir(), t.TempDir()
 	mustApply(t, upper, Remove,

@@ -65,6 +65,9 @@ func (w *Walking) Unpack(ctx context.Context, mediaType string, r io.Reader, mou
 
 func (w *Walking) unpack(ctx context.Context, mediaType string, r io.Reader, mounts []object.Mount, apart bool, payloads map[string]object.Any) (Unpacked, error) {
 	var un Unpacked
+	if len(mounts) == 0 {
+		return un, fmt.Errorf("there are no mounts to unpack into: %w", errdefs.ErrInvalidArgument)
+	}
 	layer, err := w.Open(ctx, mediaType, r, payloads)
 	if err != nil {
 		return un, err

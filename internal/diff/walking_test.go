@@ -338,6 +338,10 @@ func TestApplyErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
+	desc := ispec.Descriptor{MediaType: ispec.MediaTypeImageLayer, Digest: store.put(good)}
+	if _, err := w.Apply(t.Context(), desc, nil, ApplyOptions{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("nowhere: %v", err)
+	}
 }
 
 func TestCompare(t *testing.T) {

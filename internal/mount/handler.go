@@ -55,7 +55,7 @@ func (h *erofsHandler) Unmount(_ context.Context, at string) error { return Unmo
 // They clear themselves when the mount goes.
 func mountByLoop(m live.Mount, at string) error {
 	m.Options = slices.Clone(m.Options)
-	device, err := attachLoop(m.Source, true, false)
+	device, _, err := attachLoop(m.Source, true, false)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func mountByLoop(m live.Mount, at string) error {
 		if !ok {
 			continue
 		}
-		device, err := attachLoop(file, true, false)
+		device, _, err := attachLoop(file, true, false)
 		if err != nil {
 			return err
 		}

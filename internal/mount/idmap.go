@@ -13,16 +13,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attachMapped mounts a copy of the tree at source, with its owners mapped by
-// the user namespace, at path.
-func attachMapped(source, path string, opts options, userns *os.File) error {
+// attachMapped mounts, at path and with its owners mapped by the user namespace,
+// a copy of the tree at source (a bind), or a filesystem.
+func attachMapped(source, path, fstype string, opts options, userns *os.File) error {
+	if opts.flags&unix.MS_BIND != 0 {
+		return attachCopy(source, path, opts, userns)
+	}
+	if err := mountData(source, path, fstype, opts); err != nil {
+		return err
+	}
+	// The copy takes the place of the mount, which must not stay below it.
+	err := attachCopy(path, path, opts, userns)
+	if err != nil {
+		return errors.Join(err, unix.Unmount(path, unix.MNT_DETACH))
+	}
+	return nil
+}
+
+// attachCopy mounts a mapped copy of the mount at source, and what is mounted below
+// it if the options say so. Where path is source, the mount there goes.
+func attachCopy(source, path string, opts options, userns *os.File) error {
 	attr := unix.MountAttr{
-		Attr_set:    unix.MOUNT_ATTR_IDMAP,
+		Attr_set:    unix.MOUNT_ATTR_IDMAP | uint64(attributesOf(opts.flags)),
 		Propagation: unix.MS_PRIVATE,
 		Userns_fd:   uint64(userns.Fd()),
 	}
-	if opts.flags&unix.MS_RDONLY != 0 {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	if opts.flags&(unix.MS_NOATIME|unix.MS_STRICTATIME|unix.MS_RELATIME) != 0 {
+		attr.Attr_clr = unix.MOUNT_ATTR__ATIME // one of several, not a bit
 	}
 	clone := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	at := uint(unix.AT_EMPTY_PATH)
@@ -37,6 +54,11 @@ func attachMapped(source, path string, opts options, userns *os.File) error {
 	defer unix.Close(tree)
 	if err := unix.MountSetattr(tree, "", at, &attr); err != nil {
 		return fmt.Errorf("map owners of %s (does its filesystem support idmapped mounts?): %w", source, err)
+	}
+	if path == source {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return err
+		}
 	}
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return err
@@ -62,7 +84,7 @@ func mapLowers(data []string, userns *os.File) (_ []string, done func() error, e
 		return nil, nil, err
 	}
 	// With what is mounted there: lower directories may be mounts themselves.
-	if err := attachMapped(unescape(dir), tmp, options{flags: unix.MS_RDONLY | unix.MS_REC}, userns); err != nil {
+	if err := attachCopy(unescape(dir), tmp, options{flags: unix.MS_RDONLY | unix.MS_REC}, userns); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
 	for j, l := range lowers {

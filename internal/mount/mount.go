@@ -105,12 +105,12 @@ func attach(m live.Mount, path string) (err error) {
 	}
 	source := m.Source
 	if opts.loop {
-		device, err := attachLoop(source, opts.flags&unix.MS_RDONLY != 0, opts.directIO)
+		device, shared, err := attachLoop(source, opts.flags&unix.MS_RDONLY != 0, opts.directIO)
 		if err != nil {
 			return fmt.Errorf("loop device: %w", err)
 		}
 		defer device.Close() // the mount holds the device; it clears itself after the unmount
-		source = device.Name()
+		source, opts.shared = device.Name(), shared
 	}
 	if opts.uidmap != "" {
 		userns, err := userNamespace(opts.uidmap, opts.gidmap)
@@ -119,7 +119,7 @@ func attach(m live.Mount, path string) (err error) {
 		}
 		defer userns.Close()
 		if m.Type != "overlay" {
-			return attachMapped(source, path, opts, userns)
+			return attachMapped(source, path, m.Type, opts, userns)
 		}
 		data, done, err := mapLowers(opts.data, userns)
 		if err != nil {
@@ -187,10 +187,26 @@ func propagate(path string, opts options) error {
 	return nil
 }
 
-// mountData calls mount(2), which takes no more than a page of options: the
+// mountData mounts a filesystem. One on a device that others have mounted writable is
+// writable for all, so a mount of it that is to be read-only is made so by itself.
+func mountData(source, path, fstype string, opts options) error {
+	if !opts.shared || opts.flags&unix.MS_RDONLY == 0 {
+		return mountOld(source, path, fstype, opts)
+	}
+	opts.flags &^= unix.MS_RDONLY
+	if err := mountOld(source, path, fstype, opts); err != nil {
+		return err
+	}
+	if err := restrict(path, unix.MS_RDONLY); err != nil {
+		return errors.Join(err, unix.Unmount(path, unix.MNT_DETACH))
+	}
+	return nil
+}
+
+// mountOld calls mount(2), which takes no more than a page of options: the
 // paths of an overlay that has more are made relative to their parent, or given
 // to the kernel one by one.
-func mountData(source, path, fstype string, opts options) error {
+func mountOld(source, path, fstype string, opts options) error {
 	data := strings.Join(opts.data, ",")
 	limit := os.Getpagesize() - 1
 	if len(data) <= limit {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -303,6 +304,43 @@ func TestIDMappedMounts(t *testing.T) {
 	}
 }
 
+// What an option forbids is forbidden in a mapped mount, too, and a filesystem can be
+// mapped as well as a directory.
+func TestIDMappedAttributes(t *testing.T) {
+	dir := room(t)
+	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
+	mkdirs(t, src, dst)
+	mapped := []string{"uidmap=0:1000:65536", "gidmap=0:1000:65536", "nosuid", "nodev", "noexec", "noatime"}
+	for _, m := range []live.Mount{
+		{Type: "bind", Source: src, Options: append(mapped, "rbind", "ro")},
+		{Type: "tmpfs", Source: "tmpfs", Options: append(mapped, "size=1m")},
+	} {
+		if err := All([]live.Mount{m}, dst); err != nil {
+			t.Errorf("%s: %v", m.Type, err)
+			continue
+		}
+		infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dst))
+		if err != nil || len(infos) != 1 {
+			t.Fatalf("%s: %v, %v", m.Type, infos, err)
+		}
+		for _, o := range []string{"nosuid", "nodev", "noexec", "noatime", "idmapped"} {
+			if !strings.Contains(","+infos[0].Options+",", ","+o+",") {
+				t.Errorf("%s: %s is not among %s", m.Type, o, infos[0].Options)
+			}
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dst, &st); err != nil || st.Uid != 1000 || st.Gid != 1000 {
+			t.Errorf("%s: owner %d:%d, %v", m.Type, st.Uid, st.Gid, err)
+		}
+		if err := unix.Unmount(dst, 0); err != nil {
+			t.Error(err)
+		}
+		if left, err := mountinfo.Mounted(dst); err != nil || left {
+			t.Errorf("%s: a second mount was below it (%v)", m.Type, err)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	for name, c := range map[string]struct {
 		typ  string
@@ -388,11 +426,17 @@ func TestRemoveTemps(t *testing.T) {
 	if err := All([]live.Mount{{Type: "tmpfs", Source: "tmpfs"}}, dir); err != nil {
 		t.Fatal(err)
 	}
+	other, _, err := tempDir() // of mounts that were prepared
+	if err != nil {
+		t.Fatal(err)
+	}
+	mkdirs(t, filepath.Join(other, "1"))
+	write(t, filepath.Join(other, "1-type"), "bind")
 	if err := RemoveTemps(); err != nil {
 		t.Fatal(err)
 	}
-	if exists(dir) {
-		t.Errorf("%s is left", dir)
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
@@ -412,5 +456,42 @@ func TestLoop(t *testing.T) {
 	err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "ro"}}}, target)
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("mount of an empty image: %v", err)
+	}
+}
+
+// An image that is mounted and written to has one device, whoever mounts it again.
+func TestLoopIsShared(t *testing.T) {
+	dir := room(t)
+	image, a, b, c := filepath.Join(dir, "image"), filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
+	mkdirs(t, a, b, c)
+	write(t, image, "")
+	if err := os.Truncate(image, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.ext4: %v: %s", err, out)
+	}
+	if err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", "rw"}}}, a); err != nil {
+		t.Skip("no loop devices here: ", err)
+	}
+	defer UnmountRecursive(dir, 0)
+	write(t, filepath.Join(a, "f"), "x")
+	for target, mode := range map[string]string{b: "ro", c: "rw"} {
+		if err := All([]live.Mount{{Type: "ext4", Source: image, Options: []string{"loop", mode}}}, target); err != nil {
+			t.Fatal(err)
+		}
+		if !exists(filepath.Join(target, "f")) {
+			t.Errorf("%s: what was written is not there", mode)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(b, "g"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to the read-only mount: %v", err)
+	}
+	write(t, filepath.Join(c, "g"), "x")
+	if !exists(filepath.Join(a, "g")) || !exists(filepath.Join(b, "g")) {
+		t.Error("what one wrote the others do not see")
+	}
+	if err := errors.Join(Unmount(a, 0), Unmount(b, 0), Unmount(c, 0), Released(t.Context(), image)); err != nil {
+		t.Error(err)
 	}
 }

@@ -19,6 +19,7 @@ type options struct {
 	data        []string
 	loop        bool
 	directIO    bool
+	shared      bool // the loop device is one that others write to
 	uidmap      string
 	gidmap      string
 }

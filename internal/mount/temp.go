@@ -57,23 +57,32 @@ func prepared(ctx context.Context, mounts []live.Mount, fn func([]live.Mount) er
 	return fn(system)
 }
 
-// tempDir makes a directory that is a private mount; remove takes it away
-// together with everything mounted there.
+// tempDir makes a directory below a private mount; remove takes it away together
+// with everything mounted there. The directory is not the mount itself: the kernel
+// refuses to mount a filesystem (a subvolume of it) on a mount of the same one.
 func tempDir() (dir string, remove func() error, err error) {
-	dir, err = os.MkdirTemp("", tempPattern)
+	private, err := os.MkdirTemp("", tempPattern)
 	if err != nil {
 		return "", nil, fmt.Errorf("temporary mount: %w", err)
 	}
+	dir = filepath.Join(private, "m")
 	// os.Remove, never RemoveAll: if a mount could not be undone, what it shows is not ours to delete.
 	remove = func() error {
-		return errors.Join(UnmountRecursive(dir, unix.UMOUNT_NOFOLLOW), os.Remove(dir))
+		err := UnmountRecursive(private, unix.UMOUNT_NOFOLLOW)
+		if rerr := os.Remove(dir); !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+		return errors.Join(err, os.Remove(private))
 	}
-	err = unix.Mount(dir, dir, "", unix.MS_BIND, "")
+	err = unix.Mount(private, private, "", unix.MS_BIND, "")
 	if err == nil {
-		err = unix.Mount("", dir, "", unix.MS_PRIVATE, "")
+		err = unix.Mount("", private, "", unix.MS_PRIVATE, "")
+	}
+	if err == nil {
+		err = os.Mkdir(dir, 0o700)
 	}
 	if err != nil {
-		return "", nil, errors.Join(fmt.Errorf("temporary mount: make %s a private mount: %w", dir, err), remove())
+		return "", nil, errors.Join(fmt.Errorf("temporary mount: make %s a private mount: %w", private, err), remove())
 	}
 	return dir, remove, nil
 }
@@ -91,19 +100,26 @@ func RemoveTemps() error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, removeShallow(dir))
+		errs = append(errs, removeShallow(dir, 2))
 	}
 	return errors.Join(errs...)
 }
 
-// removeShallow removes a directory and the empty ones and files in it.
-func removeShallow(dir string) error {
+// removeShallow removes a directory with what an activation has in it: files and
+// directories, some levels deep.
+func removeShallow(dir string, levels int) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+		path := filepath.Join(dir, e.Name())
+		if e.IsDir() && levels > 1 {
+			err = removeShallow(path, levels-1)
+		} else {
+			err = os.Remove(path)
+		}
+		if err != nil {
 			return err
 		}
 	}

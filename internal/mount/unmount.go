@@ -84,3 +84,16 @@ func UnmountRecursive(target string, flags int) error {
 	}
 	return errors.Join(errs...)
 }
+
+// IsThere tells whether something is mounted at path, or path is there but is no
+// directory: then it is for a Handler to know. A kernel that does not tell (before
+// Linux 5.8), or a mount that does not answer, counts as there.
+func IsThere(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR)
+	}
+	const root = unix.STATX_ATTR_MOUNT_ROOT
+	return st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Attributes_mask&root == 0 || st.Attributes&root != 0
+}

@@ -60,6 +60,10 @@ func overlayDirs(options []string) ([]string, error) {
 				return nil, fmt.Errorf("overlay with escaped or data-only layers: %w", errdefs.ErrNotImplemented)
 			}
 			dirs = append(dirs, strings.Split(value, ":")...)
+		case "metacopy", "redirect_dir":
+			if value != "off" && value != "nofollow" {
+				return nil, fmt.Errorf("overlay with %s, whose files may be elsewhere: %w", o, errdefs.ErrNotImplemented)
+			}
 		}
 	}
 	return dirs, nil

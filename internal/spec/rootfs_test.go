@@ -121,7 +121,8 @@ func TestOpenRootfs(t *testing.T) {
 	}
 	for name, mounts := range map[string][]object.Mount{
 		"none": nil, "block device": {{Type: "ext4", Source: "/dev/x"}}, "two": {{Type: "bind"}, {Type: "overlay"}},
-		"escaped": {{Type: "overlay", Options: []string{`lowerdir=/a\:b:/c`}}},
+		"elsewhere": {{Type: "overlay", Options: []string{"lowerdir=/a:/b", "metacopy=on"}}},
+		"escaped":   {{Type: "overlay", Options: []string{`lowerdir=/a\:b:/c`}}},
 	} {
 		if _, err := OpenRootfs(mounts); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s: %v, want not implemented: it has to be mounted", name, err)

@@ -43,9 +43,11 @@ func LookupUser(root *Rootfs, name string) (specs.User, error) {
 		})
 		switch {
 		case err == nil:
-			uid = uint32(found.Uid)
-			if !hasGroup {
-				gid = uint32(found.Gid)
+			if uid, err = checkID("uid", found.Uid); err == nil && !hasGroup {
+				gid, err = checkID("gid", found.Gid)
+			}
+			if err != nil {
+				return specs.User{}, fmt.Errorf("user %q in the image's /etc/passwd: %w", userPart, err)
 			}
 		case userIsID && isMissing(err):
 		default:
@@ -60,7 +62,9 @@ func LookupUser(root *Rootfs, name string) (specs.User, error) {
 		if len(groups) == 0 {
 			return specs.User{}, fmt.Errorf("group %q is not in the image's /etc/group: %w", groupPart, errdefs.ErrNotFound)
 		}
-		gid = uint32(groups[0].Gid)
+		if gid, err = checkID("gid", groups[0].Gid); err != nil {
+			return specs.User{}, fmt.Errorf("group %q in the image's /etc/group: %w", groupPart, err)
+		}
 	}
 	return specs.User{UID: uid, GID: gid, AdditionalGids: []uint32{gid}}, nil
 }
@@ -89,7 +93,11 @@ func AdditionalGroups(root *Rootfs, u *specs.User, who string) error {
 	}
 	var gids []uint32
 	for _, g := range groups {
-		gids = append(gids, uint32(g.Gid))
+		gid, err := checkID("gid", g.Gid)
+		if err != nil {
+			return fmt.Errorf("group %q in the image's /etc/group: %w", g.Name, err)
+		}
+		gids = append(gids, gid)
 	}
 	if !slices.Contains(gids, u.GID) {
 		gids = append([]uint32{u.GID}, gids...)
@@ -103,12 +111,25 @@ func AdditionalGroups(root *Rootfs, u *specs.User, who string) error {
 func parseID(what, s string) (id uint32, ok bool, err error) {
 	n, err := strconv.Atoi(s)
 	switch {
-	case errors.Is(err, strconv.ErrRange) || err == nil && (n < 0 || n > math.MaxInt32):
-		return 0, false, fmt.Errorf("%s %s is out of range, it must be between 0 and %d: %w", what, s, math.MaxInt32, errdefs.ErrOutOfRange)
+	case errors.Is(err, strconv.ErrRange):
+		return 0, false, outOfRange(what, s)
 	case err != nil:
 		return 0, false, nil
 	}
-	return uint32(n), true, nil
+	id, err = checkID(what, n)
+	return id, err == nil, err
+}
+
+// checkID refuses what would be another ID once it is cut to 32 bits: 1<<32 is not root.
+func checkID(what string, n int) (uint32, error) {
+	if n < 0 || n > math.MaxInt32 {
+		return 0, outOfRange(what, strconv.Itoa(n))
+	}
+	return uint32(n), nil
+}
+
+func outOfRange(what, id string) error {
+	return fmt.Errorf("%s %s is out of range, it must be between 0 and %d: %w", what, id, math.MaxInt32, errdefs.ErrOutOfRange)
 }
 
 func isMissing(err error) bool {

@@ -63,6 +63,26 @@ func TestLookupUser(t *testing.T) {
 	}
 }
 
+// Numbers in an image's files must not become others, 0 among them, when they are cut.
+func TestIDsOutOfRange(t *testing.T) {
+	root := openTree(t, map[string]string{
+		"etc/passwd": "wrap:x:4294967296:1::/:\nmax:x:99999999999999999999:1::/:\nneg:x:-2:-2::/:\ngroup:x:5:4294967296::/:\nfine:x:5:6::/:\n",
+		"etc/group":  "wrap:x:4294967296:\nextra:x:4294967296:fine\n",
+	})
+	for _, name := range []string{"wrap", "max", "neg", "group", "fine:wrap", "5:wrap"} {
+		if u, err := LookupUser(root, name); !errdefs.IsOutOfRange(err) {
+			t.Errorf("%s: %+v, %v", name, u, err)
+		}
+	}
+	u, err := LookupUser(root, "fine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := AdditionalGroups(root, &u, "fine"); !errdefs.IsOutOfRange(err) {
+		t.Errorf("additional groups: %+v, %v", u, err)
+	}
+}
+
 func anyError(err error) bool { return err != nil }
 
 func TestAdditionalGroups(t *testing.T) {

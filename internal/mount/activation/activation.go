@@ -5,8 +5,9 @@
 // On disk, below <state>/io.containerd.mount-manager.v1.bolt, everything as
 // containerd has it: mounts.db (bolt; its buckets are drawn in records.go) and
 // t/<id>, the directory of an activation. With the state directory both are gone
-// after a reboot, as the mounts are. The database is opened, and made, when there
-// is something to keep: most hosts never have it.
+// after a reboot, as the mounts are; where it has outlived them, a record whose mounts
+// are not there is replaced by the next activation of the name. The database is
+// opened, and made, when there is something to keep: most hosts never have it.
 //
 // An activation is on record, without its mounts, before the first of them is
 // performed, and with them when all are. What a crash leaves is found by that: such a
@@ -27,6 +28,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -154,10 +156,14 @@ func (t *Table) Activate(ctx context.Context, namespace, id string, mounts []obj
 		return Info{}, err
 	}
 	defer unlock()
+	lost, err := lost(db, namespace, id)
+	if err != nil {
+		return Info{}, fmt.Errorf("activate mounts %q: %w", id, err)
+	}
 	start := time.Now()
 	var number, stale uint64
 	err = db.Update(func(tx *bolt.Tx) (err error) {
-		number, stale, err = begin(tx, namespace, id, start, o)
+		number, stale, err = begin(tx, namespace, id, start, o, lost)
 		return err
 	})
 	if err != nil {
@@ -182,6 +188,26 @@ func (t *Table) Activate(ctx context.Context, namespace, id string, mounts []obj
 		return Info{}, fmt.Errorf("activate mounts %q: %w", id, errors.Join(err, t.forget(db, namespace, id)))
 	}
 	return info, nil
+}
+
+// lost tells whether a record says active, but a mount of it is not there: the state
+// directory has outlived a reboot, or the mount namespace that the daemon was in.
+// It asks for no more than each path's own attributes, and outside a transaction.
+func lost(db *bolt.DB, namespace, id string) (bool, error) {
+	var active []object.ActiveMount
+	err := db.View(func(tx *bolt.Tx) error {
+		b := bucket(tx, namespace, id)
+		if b == nil {
+			return nil
+		}
+		info, err := readInfo(id, b)
+		active = info.Active
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(active, func(m object.ActiveMount) bool { return !mount.IsThere(m.MountPoint) }), nil
 }
 
 func (t *Table) forget(db *bolt.DB, namespace, id string) error {

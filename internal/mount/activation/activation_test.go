@@ -177,7 +177,7 @@ func TestStale(t *testing.T) {
 	}
 	for _, id := range []string{"again", "never"} {
 		if err := db.Update(func(tx *bolt.Tx) error {
-			number, _, err := begin(tx, "ns", id, time.Now(), Options{Lease: "gone"})
+			number, _, err := begin(tx, "ns", id, time.Now(), Options{Lease: "gone"}, false)
 			if err == nil {
 				os.Mkdir(table.target(number), 0o700)
 				os.WriteFile(filepath.Join(table.target(number), "1-type"), []byte("fake"), 0o600)
@@ -219,5 +219,42 @@ func TestReferences(t *testing.T) {
 	slices.Sort(r.Containers)
 	if r.Lease != "l" || strings.Join(r.Containers, " ") != "c1 c2" || len(r.Content) != 1 || len(r.Images) != 1 || len(r.Snapshots) != 2 || r.Snapshots[0].Snapshotter != "overlayfs" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A state directory that has outlived its mounts (a reboot, another mount
+// namespace) must not have a container run on the empty directories below.
+func TestLostMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	ctx, dir := t.Context(), t.TempDir()
+	table := newTable(t, dir, &fakes{})
+	mounts := []object.Mount{
+		{Type: "tmpfs", Source: "tmpfs"},
+		{Type: "format/bind", Source: "{{ mount 0 }}", Options: []string{"ro", "rbind"}},
+	}
+	info, err := table.Activate(ctx, "ns", "a", mounts, Options{Lease: "l"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Activate(ctx, "ns", "a", mounts, Options{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("while it is active: %v", err)
+	}
+	if err := mount.Unmount(info.Active[0].MountPoint, 0); err != nil {
+		t.Fatal(err)
+	}
+	again, err := table.Activate(ctx, "ns", "a", mounts, Options{})
+	if err != nil {
+		t.Fatal("its mounts are lost: ", err)
+	}
+	if at := again.System[0].Source; at == info.System[0].Source || !mount.IsThere(at) {
+		t.Errorf("nothing is mounted at %s (before: %s)", at, info.System[0].Source)
+	}
+	if err := table.Deactivate(ctx, "ns", "a"); err != nil {
+		t.Error(err)
+	}
+	if left := table.left(t); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }

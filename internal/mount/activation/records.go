@@ -63,14 +63,15 @@ func bucket(tx *bolt.Tx, namespace, id string) *bolt.Bucket {
 }
 
 // begin writes the record of an activation that is about to be made. One of the
-// name that was never finished is replaced: stale is its number.
-func begin(tx *bolt.Tx, namespace, id string, at time.Time, o Options) (number, stale uint64, err error) {
+// name that was never finished, or whose mounts are lost, is replaced: stale is its
+// number.
+func begin(tx *bolt.Tx, namespace, id string, at time.Time, o Options, lost bool) (number, stale uint64, err error) {
 	root, err := tx.CreateBucketIfNotExists(keyRoot)
 	if err != nil {
 		return 0, 0, err
 	}
 	if b := bucket(tx, namespace, id); b != nil {
-		if b.Bucket(keyActive) != nil {
+		if b.Bucket(keyActive) != nil && !lost {
 			return 0, 0, fmt.Errorf("they are active: %w", errdefs.ErrAlreadyExists)
 		}
 		stale = readID(b)

@@ -69,6 +69,32 @@ func TestContract(t *testing.T) {
 	}})
 }
 
+// Temporary mounts are on the filesystem of the snapshots when all of the daemon's
+// root is on a btrfs.
+func TestTemporaryMountsOnTheSameFilesystem(t *testing.T) {
+	root := filesystem(t)
+	tmp := filepath.Join(root, "tmpmounts")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", tmp)
+	s := open(t, filepath.Join(root, "snapshotter"))
+	defer s.Close()
+	m, err := s.Prepare(t.Context(), "a", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.WithTemp(t.Context(), m, func(dir string) error { return os.WriteFile(filepath.Join(dir, "f"), nil, 0o600) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir(object.SnapshotActive, "1"), "f")); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func TestNotBtrfs(t *testing.T) {
 	root := filepath.Join("/dev/shm", "berth-no-btrfs")
 	if _, err := New(root, nil); !errors.Is(err, errdefs.ErrNotImplemented) {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"unsafe"
 
+	"berth/internal/snapshot/store"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -107,7 +109,7 @@ func deleteSubvolume(path string) error {
 		return fmt.Errorf("delete subvolume %s: %w", path, err)
 	}
 	if !isSubvolume(&st) {
-		return os.RemoveAll(path)
+		return store.RemoveTree(path)
 	}
 	err := destroy(path)
 	if errors.Is(err, unix.ENOTEMPTY) {
@@ -115,7 +117,7 @@ func deleteSubvolume(path string) error {
 			err = destroy(path)
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOENT) { // somebody else was faster
 		return fmt.Errorf("delete subvolume %s: %w", path, err)
 	}
 	return nil
@@ -134,7 +136,7 @@ func destroy(path string) error {
 }
 
 // deleteNested deletes the subvolumes below path, of which it has to be walked:
-// nothing else tells where they are.
+// nothing else tells where they are. What somebody has mounted there is not ours.
 func deleteNested(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
@@ -149,6 +151,9 @@ func deleteNested(path string) error {
 		if err := unix.Lstat(sub, &st); err != nil {
 			return err
 		}
+		if isMounted(sub) {
+			return fmt.Errorf("something is mounted at %s: %w", sub, unix.EBUSY)
+		}
 		if isSubvolume(&st) {
 			err = deleteSubvolume(sub)
 		} else {
@@ -159,6 +164,13 @@ func deleteNested(path string) error {
 		}
 	}
 	return nil
+}
+
+// isMounted tells whether path is a mount's root; never before Linux 5.8.
+func isMounted(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // subvolumeID is what the mount option subvolid= wants.

@@ -321,6 +321,9 @@ func (e *Snapshotter) Remove(ctx context.Context, key string) error {
 func (e *Snapshotter) Cleanup(ctx context.Context) error {
 	err := e.Store.Sweep(ctx, store.Place{Dir: e.Store.Dir(""), Remove: removeDir})
 	return errors.Join(err, e.Store.Walk(ctx, func(snap store.Snapshot) error {
+		if _, err := e.layer(snap.ID, snap.Info.Labels); err != nil {
+			return nil // without its layer they are all that there is
+		}
 		return e.clearUpper(snap.ID)
 	}, "kind==committed"))
 }
@@ -333,7 +336,7 @@ func removeDir(dir string) error {
 			return err
 		}
 	}
-	return os.RemoveAll(dir)
+	return store.RemoveTree(dir)
 }
 
 func hasParents(snap store.Snapshot) bool { return len(snap.ParentIDs) > 0 }

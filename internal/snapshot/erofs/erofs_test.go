@@ -215,6 +215,13 @@ func TestCommitSources(t *testing.T) {
 	if left, err := os.ReadDir(s.path("2", "fs")); err != nil || len(left) > 0 {
 		t.Errorf("left after a cleanup: %v %v", left, err)
 	}
+	must(os.WriteFile(s.path("1", "fs/precious"), nil, 0o600))
+	must(os.Rename(s.path("1", "layer.erofs"), s.path("1", "lost")))
+	must(s.Cleanup(t.Context()))
+	if _, err := os.Stat(s.path("1", "fs/precious")); err != nil {
+		t.Error("deleted although the layer is lost: ", err)
+	}
+	must(os.Rename(s.path("1", "lost"), s.path("1", "layer.erofs")))
 	m, err := s.View(t.Context(), "v", "again", nil)
 	must(err)
 	must(mount.WithTemp(t.Context(), m, func(root string) error {

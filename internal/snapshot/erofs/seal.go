@@ -13,6 +13,7 @@ import (
 
 	"berth/internal/mount"
 	"berth/internal/object"
+	"berth/internal/snapshot/store"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -108,7 +109,27 @@ func makeImage(ctx context.Context, layer, dir string) error {
 		}
 		return errors.Join(fmt.Errorf("mkfs.erofs of %s: %w: %s", dir, err, strings.TrimSpace(string(out))), os.RemoveAll(draft))
 	}
-	return os.Rename(draft, layer)
+	return publish(draft, layer)
+}
+
+// publish gives a whole layer its name, durably: what it was made of, which may have
+// been on the disk for long, is deleted when the record says committed.
+func publish(draft, layer string) error {
+	if err := syncPath(draft); err != nil {
+		return err
+	}
+	if err := os.Rename(draft, layer); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(layer))
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // clearUpper deletes what a committed layer was made of.
@@ -128,7 +149,7 @@ func (e *Snapshotter) clearUpper(id string) error {
 	f.Close()
 	errs := []error{err}
 	for _, name := range names {
-		errs = append(errs, os.RemoveAll(filepath.Join(upper, name)))
+		errs = append(errs, store.RemoveTree(filepath.Join(upper, name)))
 	}
 	return errors.Join(errs...)
 }

@@ -72,6 +72,9 @@ func (c *copier) directory(from, to int, path string) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
 	}
+	if strings.Count(path, "/") > maxDepth {
+		return fmt.Errorf("directories are nested deeper than %d: %w", maxDepth, unix.ENAMETOOLONG)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(from, &st); err != nil {
 		return err
@@ -124,8 +127,6 @@ func (c *copier) one(from, to int, name, path string) error {
 		if err := unix.Symlinkat(target, to, name); err != nil {
 			return err
 		}
-	case unix.S_IFSOCK:
-		return nil // nobody listens on the copy
 	default:
 		if err := unix.Mknodat(to, name, st.Mode, int(st.Rdev)); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,8 +72,9 @@ func Open(root string, now func() time.Time) (*Store, error) {
 	return s, nil
 }
 
-// readLast finds the last identifier: of the records, or of a directory whose
-// record a crash has prevented.
+// readLast finds the last identifier: of the records, of a directory whose record a
+// crash has prevented, or of what a rescue has found without one. The last is not
+// always in dir, and must not be taken for garbage in the way of a new snapshot.
 func (s *Store) readLast(dir string) error {
 	if err := s.db.View(func(tx *bolt.Tx) error {
 		if snapshots, _ := buckets(tx); snapshots != nil {
@@ -83,7 +85,7 @@ func (s *Store) readLast(dir string) error {
 		return err
 	}
 	names, err := dirNames(dir)
-	for _, name := range names {
+	for _, name := range slices.AppendSeq(names, maps.Keys(s.kept)) {
 		if id, err := strconv.ParseUint(name, 10, 63); err == nil {
 			s.last = max(s.last, id)
 		}
@@ -186,7 +188,7 @@ func (s *Store) Create(ctx context.Context, kind object.SnapshotKind, key, paren
 	dir := s.Dir(snap.ID)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
+			err = errors.Join(err, RemoveTree(dir))
 		}
 	}()
 	if err := fill(dir, snap); err != nil {
@@ -413,12 +415,12 @@ func (s *Store) Remove(ctx context.Context, key string) (id string, err error) {
 }
 
 // Delete removes the directory of a snapshot whose record is gone.
-func (s *Store) Delete(id string) error { return os.RemoveAll(s.Dir(id)) }
+func (s *Store) Delete(id string) error { return RemoveTree(s.Dir(id)) }
 
 // Cleanup removes the directories that no record names. It goes on after a
 // failure and returns what failed.
 func (s *Store) Cleanup(ctx context.Context) error {
-	return s.Sweep(ctx, Place{Dir: filepath.Join(s.root, "snapshots"), Remove: os.RemoveAll})
+	return s.Sweep(ctx, Place{Dir: filepath.Join(s.root, "snapshots"), Remove: RemoveTree})
 }
 
 // Place is a directory in which what belongs to a snapshot has the identifier

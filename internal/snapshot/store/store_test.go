@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 func open(t testing.TB) *Store {
@@ -195,5 +196,54 @@ func TestSweepGoesOn(t *testing.T) {
 	}
 	if left, err := dirNames(dir); err != nil || !slices.Equal(left, []string{"8"}) {
 		t.Errorf("left: %v %v", left, err)
+	}
+}
+
+// What a rescue keeps has an identifier that must not be given again, wherever it is.
+func TestKeptIdentifiers(t *testing.T) {
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, keptName), []byte("12\n7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(root, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	snap, err := s.Create(t.Context(), object.SnapshotActive, "a", "", nil, mkdir)
+	if err != nil || snap.ID != "13" {
+		t.Errorf("identifier %q, %v; want 13", snap.ID, err)
+	}
+}
+
+func TestCopyTreeCopiesSockets(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	if err := unix.Mknod(filepath.Join(src, "socket"), unix.S_IFSOCK|0o640, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := CopyTree(t.Context(), src, dst); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Lstat(filepath.Join(dst, "socket")); err != nil || st.Mode() != os.ModeSocket|0o640 {
+		t.Errorf("%v, %v", st, err)
+	}
+}
+
+// A directory that goes while it is measured is not counted, and no failure.
+func TestMeasureGoneDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, dirFlags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	w := walk{ctx: t.Context(), linked: map[inode]struct{}{}, buf: make([]byte, 4<<10)}
+	if err := w.dir(fd, -1, 0); err != nil {
+		t.Error(err)
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 
 	"berth/internal/object"
 
@@ -38,7 +39,7 @@ func MeasureSince(ctx context.Context, dir, base string) (object.SnapshotUsage, 
 	if !unchanged(&st, old, "") {
 		w.count(&st)
 	}
-	err = w.dir(fd, old)
+	err = w.dir(fd, old, 0)
 	return w.usage, err
 }
 
@@ -77,12 +78,19 @@ func (w *walk) count(st *unix.Stat_t) {
 	w.usage.Size += st.Blocks * 512
 }
 
+// maxDepth is how deep a path can lead. A container can nest directories deeper,
+// and each level of a walk takes descriptors that the whole daemon needs.
+const maxDepth = unix.PathMax / 2
+
 // dir counts what is in a directory, and closes it. old is the directory to
 // compare with, -1 when there is none; it is closed too.
-func (w *walk) dir(fd, old int) error {
+func (w *walk) dir(fd, old, depth int) error {
 	defer unix.Close(fd)
 	if old >= 0 {
 		defer unix.Close(old)
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("directories are nested deeper than %d: %w", maxDepth, unix.ENAMETOOLONG)
 	}
 	if err := w.ctx.Err(); err != nil {
 		return err
@@ -92,6 +100,9 @@ func (w *walk) dir(fd, old int) error {
 		n, err := unix.Getdents(fd, w.buf)
 		if err == unix.EINTR {
 			continue
+		}
+		if err == unix.ENOENT { // it was removed meanwhile
+			break
 		}
 		if err != nil {
 			return err
@@ -129,7 +140,7 @@ func (w *walk) dir(fd, old int) error {
 				was = -1
 			}
 		}
-		if err := w.dir(sub, was); err != nil {
+		if err := w.dir(sub, was, depth+1); err != nil {
 			return err
 		}
 	}
