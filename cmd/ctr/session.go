@@ -113,7 +113,9 @@ func dial(address string, timeout time.Duration, debug bool) (conn *grpc.ClientC
 	if debug {
 		unary = timedCalls
 	}
-	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: timeout}
+	again := backoff.DefaultConfig
+	again.BaseDelay, again.MaxDelay = 100*time.Millisecond, time.Second // a local socket: to try costs nothing
+	params := grpc.ConnectParams{Backoff: again, MinConnectTimeout: timeout}
 	conn, err = grpc.NewClient("passthrough:///"+path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(params),

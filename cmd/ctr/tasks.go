@@ -202,8 +202,7 @@ func execAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		}
 		return nil
 	}
-	status, err := runProcess(ctx, front, p, pio, func() error { return nil })
-	pio.close(true)
+	status, _, err := runProcess(ctx, front, p, pio, func() error { return nil })
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -259,7 +258,7 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		p.resize(ctx, pio.con)
 	}
 	front.started(ctx, p, pio.con)
-	e := <-exited
+	e := front.ended(ctx, p, exited)
 	if e.err != nil {
 		return interrupted(ctx, e.err)
 	}
