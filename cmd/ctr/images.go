@@ -44,7 +44,7 @@ func imagesCommand() *cli.Command {
 				Name: "export", Usage: "Export images", ArgsUsage: "[flags] <out> <image> ...",
 				Description: "Writes images to an OCI archive that 'docker load' reads, too. The archive is a file, or - for stdout.\n\n" +
 					"Example:\n  ctr images export web.tar docker.io/library/nginx:latest",
-				Flags: exportFlags(), Action: withSession(exportAction),
+				Flags: exportFlags(), Action: undoing(withSession(exportAction)),
 			},
 			{
 				Name: "import", Usage: "Import images", ArgsUsage: "[flags] <in>",
@@ -74,7 +74,7 @@ func imagesCommand() *cli.Command {
 					&cli.BoolFlag{Name: "sync-fs", Usage: "Synchronize the underlying filesystem containing files when unpack images, false by default"},
 					&cli.DurationFlag{Name: "expiration", Aliases: []string{"x"}, Usage: "Set the expiration time for the mount and snapshots", Value: time.Hour},
 				),
-				Action: withSession(mountImageAction),
+				Action: undoing(withSession(mountImageAction)),
 			},
 			{
 				Name: "unmount", Usage: "Unmount the image from the target", ArgsUsage: "[flags] <target>",

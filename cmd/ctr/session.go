@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,6 +63,25 @@ func withSession(fn func(ctx context.Context, cmd *cli.Command, s *session) erro
 		}
 		defer end()
 		return s.suggest(ctx, cmd, fn(ctx, cmd, s))
+	}
+}
+
+// againTime is when an interrupt is a second one.
+const againTime = time.Second
+
+// undoing lets Ctrl-C end the context of an action that has something to take back
+// then. Another one ends ctr, but not the copy of the first that programs such as
+// timeout send to the process and to its group.
+func undoing(action cli.ActionFunc) cli.ActionFunc {
+	return func(ctx context.Context, cmd *cli.Command) error {
+		ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(againTime, stop) })()
+		err := action(ctx, cmd)
+		if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+			return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
+		}
+		return err
 	}
 }
 

@@ -40,7 +40,7 @@ func tasksCommand() *cli.Command {
 					&cli.StringFlag{Name: "image-path", Usage: "Path to criu image files"},
 					&cli.StringFlag{Name: "work-path", Usage: "Path to criu work files and logs"},
 				},
-				Action: withSession(checkpointTaskAction),
+				Action: undoing(withSession(checkpointTaskAction)),
 			},
 			{
 				Name: "delete", Aliases: []string{"del", "remove", "rm"}, Usage: "Delete one or more tasks", ArgsUsage: "CONTAINER [CONTAINER, ...]",
