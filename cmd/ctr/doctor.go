@@ -118,7 +118,7 @@ func examineConfig(started daemonFlags) (*config.Config, []doctor.Result) {
 	case errors.Is(err, fs.ErrNotExist):
 		cfg, found = config.Default(), result(doctor.OK, path+" is not there: the defaults apply", "")
 	case err != nil:
-		cfg, found = config.Default(), result(doctor.Problem, oneLine(err), "mend the file; 'containerd config check' looks again")
+		cfg, found = config.Default(), result(doctor.Problem, output.Message(err.Error()), "mend the file; 'containerd config check' looks again")
 	case len(warnings) > 0:
 		var lines []string
 		for _, w := range warnings {
@@ -141,7 +141,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 	}
 	ctx, s, end, err := connect(ctx, cmd)
 	if err != nil {
-		found, fix := oneLine(err), ""
+		found, fix := output.Message(err.Error()), ""
 		if e, ok := errors.AsType[unreachable](err); ok {
 			found, fix = e.reason, e.advice
 		}
@@ -152,7 +152,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 	start := time.Now()
 	v, err := versionapi.NewVersionClient(s).Version(ctx, &emptypb.Empty{})
 	if err != nil {
-		add("socket", doctor.Problem, fmt.Sprintf("%s: the daemon does not answer: %v", address, oneLine(err)), "look into its log: journalctl -u containerd")
+		add("socket", doctor.Problem, fmt.Sprintf("%s: the daemon does not answer: %v", address, output.Message(err.Error())), "look into its log: journalctl -u containerd")
 		return results, nil
 	}
 	add("socket", doctor.OK, fmt.Sprintf("%s answers in %s, version %s", address, time.Since(start).Round(time.Microsecond), v.Version), "")
@@ -166,7 +166,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 		}
 	}
 	if err != nil {
-		add("plugin", doctor.Warning, "the daemon does not list its plugins: "+oneLine(err), "")
+		add("plugin", doctor.Warning, "the daemon does not list its plugins: "+output.Message(err.Error()), "")
 	}
 	server, err := introspectionapi.NewIntrospectionClient(s).Server(ctx, &emptypb.Empty{})
 	if err == nil {

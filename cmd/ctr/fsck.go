@@ -146,7 +146,7 @@ func (c *checker) repair(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			f.Repair = "cannot be repaired: " + oneLine(err)
+			f.Repair = "cannot be repaired: " + output.Message(err.Error())
 			continue
 		}
 		f.Severity, f.Repair = "repaired", done

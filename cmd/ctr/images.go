@@ -338,8 +338,8 @@ func imageUsageAction(ctx context.Context, cmd *cli.Command, s *session) error {
 }
 
 func removeImagesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "an image reference"); err != nil {
-		return err
+	if !anyArgs(cmd, "image reference") {
+		return nil
 	}
 	refs := cmd.Args().Slice()
 	last := len(refs) - 1

@@ -116,8 +116,8 @@ func createLeaseAction(ctx context.Context, cmd *cli.Command, s *session) error 
 }
 
 func deleteLeasesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "a lease id"); err != nil {
-		return err
+	if !anyArgs(cmd, "lease id") {
+		return nil
 	}
 	for i, id := range cmd.Args().Slice() {
 		if err := deleteLease(ctx, s, id, cmd.Bool("sync") && i == cmd.NArg()-1); err != nil {

@@ -47,7 +47,7 @@ func (s *session) transferLocally(ctx context.Context, cmd *cli.Command, sn remo
 		display.Update(m)
 	})
 	if errdefs.IsUnavailable(err) && s.GetState() != connectivity.Ready {
-		return fmt.Errorf("the daemon has gone away, begin again when it is back: %w", err)
+		return fmt.Errorf("%w; begin again when it is back", err)
 	}
 	return err
 }

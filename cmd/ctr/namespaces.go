@@ -80,8 +80,8 @@ func listNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) err
 }
 
 func removeNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "a name"); err != nil {
-		return err
+	if !anyArgs(cmd, "name") {
+		return nil
 	}
 	return forEach(cmd.Args().Slice(), "unable to delete", func(name string) error {
 		_, err := namespacesapi.NewNamespacesClient(s).Delete(ctx, &namespacesapi.DeleteNamespaceRequest{Name: name})

@@ -164,8 +164,8 @@ func sandboxInfoAction(ctx context.Context, cmd *cli.Command, s *session) error 
 }
 
 func removeSandboxesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "sandbox id"); err != nil {
-		return err
+	if !anyArgs(cmd, "sandbox id") {
+		return nil
 	}
 	return forEach(cmd.Args().Slice(), "unable to remove sandbox", func(id string) error {
 		sb, err := getSandbox(ctx, s, id)

@@ -196,7 +196,7 @@ func (u unreachable) Error() string {
 
 func nativeErrors(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, cc, opts...)
-	return explain(method, err, errgrpc.ToNative(err))
+	return explain(cc.Target(), method, err, errgrpc.ToNative(err))
 }
 
 func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -209,14 +209,14 @@ func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.Cli
 func nativeStreamErrors(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	s, err := streamer(ctx, desc, cc, method, opts...)
 	if err != nil {
-		return nil, explain(method, err, errgrpc.ToNative(err))
+		return nil, explain(cc.Target(), method, err, errgrpc.ToNative(err))
 	}
-	return nativeStream{s, method}, nil
+	return nativeStream{s, cc.Target(), method}, nil
 }
 
 type nativeStream struct {
 	grpc.ClientStream
-	method string
+	target, method string
 }
 
 func (s nativeStream) RecvMsg(m any) error {
@@ -224,7 +224,7 @@ func (s nativeStream) RecvMsg(m any) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return explain(s.method, err, errgrpc.ToNative(err))
+	return explain(s.target, s.method, err, errgrpc.ToNative(err))
 }
 
 // receive hands on the messages of a stream until its end, or until each fails.

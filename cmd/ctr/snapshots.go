@@ -254,8 +254,8 @@ func commitSnapshot(ctx context.Context, cmd *cli.Command, sn snapshotter) error
 }
 
 func removeSnapshots(ctx context.Context, cmd *cli.Command, sn snapshotter) error {
-	if err := needArgs(cmd, "a snapshot key"); err != nil {
-		return err
+	if !anyArgs(cmd, "snapshot key") {
+		return nil
 	}
 	for _, key := range cmd.Args().Slice() {
 		if _, err := sn.Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: sn.name, Key: key}); err != nil {

@@ -271,6 +271,9 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 }
 
 func deleteTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+	if cmd.String("exec-id") == "" && !anyArgs(cmd, "container id") {
+		return nil
+	}
 	if err := needArgs(cmd, "container id"); err != nil {
 		return err
 	}

@@ -351,7 +351,7 @@ func drawTop(rows []topView, order string, failure error, width, height int) []b
 	b.WriteString("\x1b[H")
 	line(fmt.Sprintf("%d running, CPU %.1f%%, memory %s, read %s/s, write %s/s", len(rows), cpu, output.Size(int64(memory)), output.Size(int64(read)), output.Size(int64(write))))
 	if failure != nil {
-		line("the daemon does not answer: " + oneLine(failure))
+		line("the daemon does not answer: " + output.Message(failure.Error()))
 	} else {
 		line("sorted by " + order + "; c m i p n sort by CPU, memory, IO, processes, name; q ends")
 	}
