@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 	defer cancel()
 	started := runningDaemon(ctx, cmd)
 	if cmd.IsSet("config") {
-		started = daemonFlags{config: cmd.String("config")}
+		started = daemonFlags{config: cmd.String("config"), programs: started.programs}
 	}
 	cfg, results := examineConfig(started)
 	if !cmd.IsSet("address") {
@@ -55,7 +56,7 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 			return err
 		}
 	}
-	host := doctor.Host{Root: "/", DataDir: cfg.Root, StateDir: cfg.State, Path: os.Getenv("PATH")}
+	host := doctor.Host{Root: "/", DataDir: cfg.Root, StateDir: cfg.State, Path: searchPath(started.programs)}
 	if !cmd.Bool("skip-registries") {
 		host.CertsDir = cfg.Plugins.Transfer.ConfigPath
 		if host.CertsDir == "" {
@@ -86,6 +87,17 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 		return errors.New("there is 1 problem")
 	}
 	return fmt.Errorf("there are %d problems", problems)
+}
+
+// searchPath is where the daemon finds programs: beside itself first. While it does
+// not run, that is taken to be beside ctr.
+func searchPath(programs string) string {
+	if programs == "" {
+		if exe, err := os.Executable(); err == nil {
+			programs = filepath.Dir(exe)
+		}
+	}
+	return programs + string(filepath.ListSeparator) + os.Getenv("PATH")
 }
 
 func printResults(format string, results []doctor.Result) error {

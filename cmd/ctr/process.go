@@ -295,7 +295,7 @@ func interruptible(ctx context.Context) (context.Context, *foreground, context.C
 	go func() {
 		handle := func(sig syscall.Signal) {
 			if isInterrupt(sig) {
-				cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
+				cancel(withStatus{fmt.Errorf("interrupted by %s before the process was started", unix.SignalName(sig)), 128 + int(sig)})
 			}
 		}
 		var held []syscall.Signal

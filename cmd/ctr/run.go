@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -84,9 +85,9 @@ func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
 	return exitWith(status)
 }
 
-// interrupted is the reason that ctx ended for, when it did.
+// interrupted is the interrupt that ended ctx, when one did.
 func interrupted(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return context.Cause(ctx)
 	}
 	return err

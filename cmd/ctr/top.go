@@ -334,6 +334,9 @@ func readKeys(con console.Console, keys chan<- byte) {
 	}
 }
 
+// topFigures is the width of a line without its name and its curves.
+const topFigures = 59
+
 // drawTop is a whole screen.
 func drawTop(rows []topView, order string, failure error, width, height int) []byte {
 	if compare, err := topOrder(order); err == nil {
@@ -355,9 +358,9 @@ func drawTop(rows []topView, order string, failure error, width, height int) []b
 	} else {
 		line("sorted by " + order + "; c m i p n sort by CPU, memory, IO, processes, name; q ends")
 	}
-	names = min(names, 24)
-	// What is left of the line is for the two curves.
-	graph := min(max((width-names-59)/2, 0), curveLength)
+	// Names give way to the figures, and what is left of the line is for two curves.
+	names = min(names, max(8, min(24, width-topFigures)))
+	graph := min(max((width-names-topFigures)/2, 0), curveLength)
 	line(fmt.Sprintf("\x1b[7m%-*s %6s %-*s %10s %10s %-*s %10s %10s %5s\x1b[27m", names, "TASK", "CPU%", graph, "", "MEMORY", "LIMIT", graph, "", "READ/S", "WRITE/S", "PIDS"))
 	for i, r := range rows {
 		if i+4 >= height {
