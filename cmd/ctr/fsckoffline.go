@@ -71,6 +71,9 @@ func (c *checker) offlineBlobs(ctx context.Context, dir string) (documents []dig
 		seen++
 		c.status.At("blob %d, %s", seen, output.Size(total))
 		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -131,7 +134,7 @@ func (c *checker) offlineDownloads(dir string) {
 	entries, _ := os.ReadDir(dir) // there may be none
 	for _, e := range entries {
 		for _, name := range []string{"ref", "data"} {
-			if _, err := os.Stat(filepath.Join(dir, e.Name(), name)); err != nil {
+			if _, err := os.Stat(filepath.Join(dir, e.Name(), name)); err != nil && isThere(filepath.Join(dir, e.Name())) {
 				c.add(finding{Severity: noted, Kind: "download", Name: filepath.Join(dir, e.Name()), Problem: "its file " + name + " is missing", Repair: "the daemon removes it when it collects"})
 				break
 			}
@@ -150,10 +153,17 @@ func (c *checker) offlineSnapshots(dir string) {
 			c.add(finding{Severity: noted, Kind: "directory", Name: path, Problem: "it was being made or removed when the daemon ended", Repair: "the daemon removes it when it collects"})
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(path, "fs")); overlay && err != nil {
+		if _, err := os.Stat(filepath.Join(path, "fs")); overlay && err != nil && isThere(path) {
 			c.add(finding{Severity: damaged, Kind: "directory", Name: path, Problem: "its directory fs is missing"})
 		}
 	}
+}
+
+// isThere tells whether a file is still there: a daemon that runs nevertheless may
+// have removed it since it was listed.
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // checkDatabase looks at the two meta pages of a bolt database, one of which must

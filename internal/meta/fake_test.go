@@ -31,6 +31,7 @@ type fakeSnapshots struct {
 	onRemove  func(ctx context.Context, key string) error
 	onCommit  func()
 	onPrepare func()
+	onStat    func()
 	removed   []string
 }
 
@@ -47,6 +48,9 @@ func (f *fakeSnapshots) get(key string) (object.SnapshotInfo, error) {
 }
 
 func (f *fakeSnapshots) Stat(_ context.Context, key string) (object.SnapshotInfo, error) {
+	if f.onStat != nil {
+		defer f.onStat()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.get(key)

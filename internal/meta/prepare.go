@@ -72,7 +72,11 @@ const maxTaken = 100
 func (s *snapshots) make(ctx context.Context, key, parent string, labels map[string]string, inBackend createFunc) (p plan, mounts []object.Mount, release func(), err error) {
 	target := labels[snapshot.LabelRef]
 	for range maxTaken {
-		if p, err = s.plan(ctx, key, parent, target); err != nil {
+		p, err = s.plan(ctx, key, parent, target)
+		if errors.Is(err, errCollected) {
+			continue
+		}
+		if err != nil {
 			return p, nil, nil, err
 		}
 		claim := s.backend.claim(p.key)
@@ -158,11 +162,18 @@ func (s *snapshots) missing(ctx context.Context, r snapRecord) (bool, error) {
 	return false, err
 }
 
+// errCollected says that a record is not there any more that was a moment ago.
+var errCollected = fmt.Errorf("collected meanwhile: %w", errdefs.ErrAborted)
+
 // exists adds the snapshot to the lease, so that the caller that is told of it
-// can rely on it, and returns errdefs.ErrAlreadyExists.
+// can rely on it, and returns errdefs.ErrAlreadyExists; errCollected when the
+// collector was quicker.
 func (s *snapshots) exists(ctx context.Context, key string) error {
 	if s.lease != "" {
 		if err := s.db.update(ctx, func(tx *bolt.Tx) error {
+			if sub(s.bucket(tx), key) == nil {
+				return errCollected
+			}
 			s.db.touch(s.node(key))
 			return s.hold(tx, keySnapshots+"/"+s.name, key)
 		}); err != nil {

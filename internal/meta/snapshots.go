@@ -327,7 +327,10 @@ func (s *snapshots) planCommit(ctx context.Context, name, key, parent string) (r
 		return r, p, err
 	}
 	if !p.replaces || name == key {
-		return r, p, s.exists(ctx, name)
+		if err := s.exists(ctx, name); !errors.Is(err, errCollected) {
+			return r, p, err
+		}
+		return s.planCommit(ctx, name, key, parent)
 	}
 	// A record without a backend snapshot stands in the way: take it and go on.
 	if err := s.db.update(ctx, func(tx *bolt.Tx) error { return unlinkSnapshot(s.bucket(tx), name) }); err != nil {

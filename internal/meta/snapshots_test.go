@@ -260,3 +260,25 @@ func TestCommitOutlivesLease(t *testing.T) {
 		t.Errorf("it is %v", info.Kind)
 	}
 }
+
+// A snapshot that is collected between the look at it and the hold on it does not
+// count as there.
+func TestExistsButCollected(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	scope := f.Scope("ns", "")
+	must(scope.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	target := map[string]string{snapshot.LabelRef: "chain"}
+	garbage := f.snapshotter(t, "ns", "")
+	must(garbage.Prepare(ctx, "k", "", nil))(t)
+	if err := garbage.Commit(ctx, "chain", "k", snapshot.CommitOptions{Labels: target}); err != nil {
+		t.Fatal(err)
+	}
+	f.snapshots.onStat = func() {
+		f.snapshots.onStat = nil
+		must(f.Collect(ctx))(t)
+	}
+	if m, err := f.snapshotter(t, "ns", "l").Prepare(ctx, "new", "", target); err != nil || len(m) == 0 {
+		t.Errorf("%v, %v", m, err)
+	}
+}

@@ -63,7 +63,9 @@ func TestSpare(t *testing.T) {
 	if err := m.run(ctx, fake("c", binary)); err != nil {
 		t.Errorf("after a new binary: %v", err)
 	}
-	if !third.Process.HasExited() {
+	select {
+	case <-third.Process.Exited:
+	case <-ctx.Done():
 		t.Error("the spare of the old binary lives on")
 	}
 	// Without the daemon the spare ends.
