@@ -227,10 +227,7 @@ func listContainersAction(ctx context.Context, cmd *cli.Command, s *session) err
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, c := range list {
-			output.Line("%s", c.ID)
-		}
-		return nil
+		return output.Names(list, func(c *containersapi.Container) string { return c.ID })
 	}
 	rows := make([]containerView, len(list))
 	for i, c := range list {

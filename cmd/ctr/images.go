@@ -155,10 +155,7 @@ func listImagesAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, i := range list {
-			output.Line("%s", i.Name)
-		}
-		return nil
+		return output.Names(list, func(i *imagesapi.Image) string { return i.Name })
 	}
 	rows := make([]imageView, len(list))
 	forAll(len(list), func(i int) {
@@ -238,12 +235,8 @@ func checkImagesAction(ctx context.Context, cmd *cli.Command, s *session) error 
 	})
 	err = errors.Join(errs...)
 	if cmd.Bool("quiet") {
-		for _, r := range rows {
-			if r.complete && r.Unpacked {
-				output.Line("%s", r.Name)
-			}
-		}
-		return err
+		ready := slices.DeleteFunc(rows, func(r checkView) bool { return !r.complete || !r.Unpacked })
+		return errors.Join(err, output.Names(ready, func(r checkView) string { return r.Name }))
 	}
 	return errors.Join(err, output.List(cmd.String("format"), rows, output.Narrow, "REF\tTYPE\tDIGEST\tSTATUS\tSIZE\tUNPACKED\t", func(r checkView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%t", r.Name, r.Target.MediaType, r.Target.Digest, r.Status, r.Size, r.Unpacked)

@@ -86,10 +86,7 @@ func listLeasesAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		rows[i] = leaseView{l.ID, l.CreatedAt.AsTime(), l.Labels}
 	}
 	if cmd.Bool("quiet") {
-		for _, l := range rows {
-			output.Line("%s", l.ID)
-		}
-		return nil
+		return output.Names(rows, func(l leaseView) string { return l.ID })
 	}
 	return output.List(cmd.String("format"), rows, output.Narrow, "ID\tCREATED AT\tLABELS\t", func(l leaseView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t", l.ID, l.CreatedAt.Local().Format(time.RFC3339), output.Dash(output.Labels(l.Labels)))

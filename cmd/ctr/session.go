@@ -69,17 +69,24 @@ func withSession(fn func(ctx context.Context, cmd *cli.Command, s *session) erro
 // againTime is when an interrupt is a second one.
 const againTime = time.Second
 
-// undoing lets Ctrl-C end the context of an action that has something to take back
-// then. Another one ends ctr, but not the copy of the first that programs such as
+// undoing lets Ctrl-C, or the end of whoever reads our output, end an action that
+// has something to take back then. Another one ends ctr, but not the copy of the first that programs such as
 // timeout send to the process and to its group.
 func undoing(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, cmd *cli.Command) error {
 		ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		defer context.AfterFunc(ctx, func() { time.AfterFunc(againTime, stop) })()
+		// A closed pipe is the error of a write then, and not the end of ctr.
+		broken := make(chan os.Signal, 1)
+		signal.Notify(broken, syscall.SIGPIPE)
+		defer signal.Stop(broken)
 		err := action(ctx, cmd)
-		if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		switch {
+		case err != nil && errors.Is(ctx.Err(), context.Canceled):
 			return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
+		case outputClosed() && errors.Is(err, syscall.EPIPE):
+			return exitStatus(128 + int(syscall.SIGPIPE)) // as without a handler, and as quiet
 		}
 		return err
 	}

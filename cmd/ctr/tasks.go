@@ -409,10 +409,7 @@ func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, t := range list {
-			output.Line("%s", t.ID)
-		}
-		return nil
+		return output.Names(list, func(t *task.Process) string { return t.ID })
 	}
 	rows := make([]taskView, len(list))
 	for i, t := range list {

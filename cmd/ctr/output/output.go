@@ -74,6 +74,15 @@ func List[T any](format string, rows []T, style Style, header string, row func(T
 	return execute(t, rows)
 }
 
+// Names prints a line for each row: what --quiet leaves of a list, for scripts.
+func Names[T any](rows []T, name func(T) string) error {
+	out := bufio.NewWriter(os.Stdout)
+	for _, r := range rows {
+		fmt.Fprintln(out, name(r))
+	}
+	return out.Flush()
+}
+
 // execute prints a line for each row, or none of them.
 func execute[T any](t *template.Template, rows []T) error {
 	var out bytes.Buffer
