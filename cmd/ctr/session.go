@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,7 +75,9 @@ const againTime = time.Second
 // timeout send to the process and to its group.
 func undoing(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, cmd *cli.Command) error {
-		ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		// What nohup and the shells' & have ctr ignore stays ignored.
+		ends := slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGHUP}, signal.Ignored)
+		ctx, stop := signal.NotifyContext(ctx, append(ends, syscall.SIGTERM)...)
 		defer stop()
 		defer context.AfterFunc(ctx, func() { time.AfterFunc(againTime, stop) })()
 		// A closed pipe is the error of a write then, and not the end of ctr.
