@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -135,6 +136,18 @@ func (st *store) checkBlobs(ctx context.Context) error {
 		namespace := slices.Sorted(maps.Keys(b.labels))[0]
 		st.status.At("blob %d of %d, %s of %s", i+1, len(st.blobs), output.Size(done), output.Size(total))
 		problem, err := st.hash(withNamespace(ctx, namespace), b.desc)
+		if err == nil && problem == fileMissing {
+			// One that nothing needs may have been collected since it was listed.
+			listed := false
+			err = st.s.walkBlobs(withNamespace(ctx, namespace), []string{"digest==" + strconv.Quote(name)}, func(blobView) error {
+				listed = true
+				return nil
+			})
+			if err == nil && !listed {
+				delete(st.blobs, name)
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -145,6 +158,8 @@ func (st *store) checkBlobs(ctx context.Context) error {
 	}
 	return nil
 }
+
+const fileMissing = "its file is missing"
 
 // hash reads a blob; problem tells what is wrong with it, err why it is not known.
 func (st *store) hash(ctx context.Context, desc ispec.Descriptor) (problem string, err error) {
@@ -167,7 +182,7 @@ func (st *store) hash(ctx context.Context, desc ispec.Descriptor) (problem strin
 	case errdefs.IsUnavailable(err):
 		return "", err
 	case errdefs.IsNotFound(err):
-		return "its file is missing", nil
+		return fileMissing, nil
 	case err != nil:
 		return fmt.Sprintf("%d of its %d bytes can be read: %v", n, desc.Size, err), nil
 	case n != desc.Size:
