@@ -57,6 +57,10 @@ func serve(ctx context.Context, f flags, stderr io.Writer) error {
 	}
 
 	d, err := daemon.New(ctx, cfg, log)
+	if err != nil && ctx.Err() != nil {
+		log.Info("stopped during the start", "error", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

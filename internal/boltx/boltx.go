@@ -14,7 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -117,12 +119,33 @@ func New(f *os.File, name string) (d *DB, err error) {
 	if d.db.Info().PageSize < sealOffset+sealSize {
 		return d, nil
 	}
-	if d.sealer, err = newSealer(f, d.view); err != nil {
+	sealer, err := newSealer(f, d.view)
+	if err != nil {
 		d.view.close()
 		return nil, errors.Join(err, d.db.Close())
 	}
-	d.db.NoSync = true // the sealer does it
+	if writeThrough(d.db, sealer.writeAt) {
+		d.sealer = sealer
+		d.db.NoSync = true // the sealer does it
+	}
 	return d, nil
+}
+
+// writeThrough has bolt write its file through a function, so that a meta page
+// gets its seal before anybody, the kernel's write-back included, can see it
+// without. bolt has no option for that, only a field; a bolt without the field
+// flushes for itself.
+func writeThrough(db *bolt.DB, write func(b []byte, off int64) (int, error)) bool {
+	ops := reflect.ValueOf(db).Elem().FieldByName("ops")
+	if !ops.IsValid() || ops.Kind() != reflect.Struct {
+		return false
+	}
+	field := ops.FieldByName("writeAt")
+	if !field.IsValid() || field.Type() != reflect.TypeOf(write) {
+		return false
+	}
+	reflect.NewAt(field.Type(), unsafe.Pointer(field.UnsafeAddr())).Elem().Set(reflect.ValueOf(write))
+	return true
 }
 
 // NoSync leaves it to the kernel when transactions reach the disk: a power cut may

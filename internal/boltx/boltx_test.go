@@ -89,6 +89,47 @@ func TestFailureIsTheCallersOwn(t *testing.T) {
 	}
 }
 
+// Many that fail do not make the others run again and again.
+func TestManyFailures(t *testing.T) {
+	db := open(t)
+	own := errors.New("own")
+	runs := 0
+	calls := make([]*call, maxGroup)
+	for i := range calls {
+		calls[i] = &call{fn: func(tx *bolt.Tx) error {
+			runs++
+			b, err := tx.CreateBucketIfNotExists([]byte("b"))
+			if err != nil {
+				return err
+			}
+			if err := b.Put(binary.BigEndian.AppendUint32(nil, uint32(i)), []byte{1}); err != nil {
+				return err
+			}
+			if i%2 == 0 {
+				return own
+			}
+			return nil
+		}}
+	}
+	db.commit(calls)
+	for i, c := range calls {
+		if want := i%2 == 0; errors.Is(c.err, own) != want {
+			t.Errorf("call %d: %v", i, c.err)
+		}
+	}
+	if want := 2 * maxGroup; runs > want {
+		t.Errorf("%d calls were run %d times, want at most %d", len(calls), runs, want)
+	}
+	if err := db.View(func(tx *bolt.Tx) error {
+		if n := tx.Bucket([]byte("b")).Stats().KeyN; n != maxGroup/2 {
+			return fmt.Errorf("%d keys", n)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

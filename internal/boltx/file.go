@@ -109,7 +109,12 @@ func readMeta(data []byte, page, pageSize int) (m Meta, ok bool) {
 	if len(data) < start+metaSize {
 		return m, false
 	}
-	b := data[start : start+metaSize]
+	m, ok = parseMeta(data[start:start+metaSize], page)
+	return m, ok && (page == 0 || m.PageSize == pageSize) && len(data) >= 2*m.PageSize
+}
+
+// parseMeta reads what follows the header of a meta page.
+func parseMeta(b []byte, page int) (m Meta, ok bool) {
 	sum := fnv.New64a()
 	sum.Write(b[:metaSize-8])
 	m = Meta{
@@ -124,8 +129,7 @@ func readMeta(data []byte, page, pageSize int) (m Meta, ok bool) {
 	return m, binary.LittleEndian.Uint32(b) == boltMagic &&
 		binary.LittleEndian.Uint32(b[4:]) == boltVersion &&
 		binary.LittleEndian.Uint64(b[56:]) == sum.Sum64() &&
-		size >= 1<<10 && size <= 1<<16 && size&(size-1) == 0 && (page == 0 || size == pageSize) &&
-		len(data) >= 2*size
+		size >= 1<<10 && size <= 1<<16 && size&(size-1) == 0
 }
 
 func damaged(format string, args ...any) error {

@@ -1,9 +1,11 @@
 package boltx
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"berth/internal/failpoint"
@@ -109,14 +111,14 @@ func (d *DB) Update(ctx context.Context, fn func(*bolt.Tx) error) error {
 	return c.err
 }
 
-// commit runs calls in one transaction. One that fails is taken out, the others
-// are run again without it, and it then again on its own: it must not fail
-// because of something that was never committed.
+// commit runs calls in one transaction. Those that fail are taken out, the others
+// are run again without them, and then each of them again on its own: it must not
+// fail because of something that was never committed.
 func (d *DB) commit(calls []*call) {
 	var alone []*call
 	for len(calls) > 0 {
 		failed, err := d.try(calls)
-		if failed < 0 {
+		if len(failed) == 0 {
 			for _, c := range calls {
 				c.err = err
 			}
@@ -126,53 +128,69 @@ func (d *DB) commit(calls []*call) {
 			calls[0].err = err
 			return
 		}
-		alone = append(alone, calls[failed])
-		calls = append(calls[:failed:failed], calls[failed+1:]...)
+		alone = append(alone, failed...)
+		calls = slices.DeleteFunc(slices.Clone(calls), func(c *call) bool { return slices.Contains(failed, c) })
 	}
 	for _, c := range alone {
 		_, c.err = d.try([]*call{c})
 	}
 }
 
-// try returns the index of the call that failed, or -1 with the outcome of the
-// transaction for all.
-func (d *DB) try(calls []*call) (failed int, err error) {
-	failed = -1
+// try returns the calls that failed, with the error of the first, or the outcome
+// of the transaction for all. After a failure it goes on, although the transaction
+// comes to nothing: many that fail are found out at once.
+func (d *DB) try(calls []*call) (failed []*call, err error) {
 	if d.failed != nil {
-		return -1, d.failed
+		return nil, d.failed
 	}
 	defer CatchFaults(&err)()
 	tx, err := d.db.Begin(true)
 	if err != nil {
-		return -1, fmt.Errorf("begin transaction: %w", err)
+		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	defer func() {
 		if rerr := tx.Rollback(); rerr != nil && !errors.Is(rerr, berrors.ErrTxClosed) && err == nil {
 			err = rerr
 		}
 	}()
-	for i, c := range calls {
-		failed = i // also when it panics
-		if err := c.fn(tx); err != nil {
-			return i, err
+	for _, c := range calls {
+		if ferr := c.run(tx); ferr != nil {
+			failed = append(failed, c)
+			err = cmp.Or(err, ferr)
 		}
 	}
-	failed = -1
+	if len(failed) > 0 {
+		return failed, err
+	}
 	if err := failpoint.Hit(d.points.before); err != nil {
-		return -1, err
+		return nil, err
 	}
 	if err := tx.Commit(); err != nil {
-		return -1, fmt.Errorf("commit transaction: %w", err)
+		if d.sealer != nil && d.sealer.failed != nil {
+			d.failed = undurable(d.sealer.failed)
+			return nil, d.failed
+		}
+		return nil, fmt.Errorf("commit transaction: %w", err)
 	}
 	if d.sealer != nil {
 		// A crash of the process here leaves the transaction done, although
 		// nobody was told; a power cut leaves it done or not.
 		failpoint.Hit(d.points.flush)
-		if err := d.sealer.commit(); err != nil {
-			d.failed = fmt.Errorf("make records durable: %w: %w; nothing more is written until the daemon is started again", err, errdefs.ErrUnavailable)
-			return -1, d.failed
+		if err := d.sealer.flush(); err != nil {
+			d.failed = undurable(err)
+			return nil, d.failed
 		}
 	}
 	failpoint.Hit(d.points.after)
-	return -1, nil
+	return nil, nil
+}
+
+// run returns what fn panics with as an error, too.
+func (c *call) run(tx *bolt.Tx) (err error) {
+	defer CatchFaults(&err)()
+	return c.fn(tx)
+}
+
+func undurable(err error) error {
+	return fmt.Errorf("make records durable: %w: %w; nothing more is written until the daemon is started again", err, errdefs.ErrUnavailable)
 }

@@ -19,7 +19,9 @@ import (
 // record takes. Here pages and meta page are written without a flush in between
 // and made durable by one. A power cut before its end can leave the meta page on
 // disk without some of the pages, which bolt would not notice. So the meta page
-// gets a seal: which pages the transaction has written, and their checksum. When
+// is written with a seal: which pages the transaction has written, and their
+// checksum. The two are one write, since the kernel may write the page back at any
+// moment, long before the flush (writeThrough). When
 // a database is opened that was not closed, and the seal of the newest meta page
 // does not match, then the flush had not ended and nobody was told of the
 // transaction: the meta page is cleared, and bolt takes the other one, of the
@@ -84,21 +86,26 @@ func (s seal) marshal() []byte {
 	return binary.LittleEndian.AppendUint32(b, checksum(0, b))
 }
 
-// readSeal returns the seal of a meta page; false when it has none for its
-// transaction.
-func readSeal(data []byte, m Meta) (s seal, ok bool) {
+// readSeal returns the seal of a meta page. It is not whole when it is damaged or
+// for another transaction: a disk that writes a page by sectors was stopped
+// between them. bolt leaves none when it writes the page by itself.
+func readSeal(data []byte, m Meta) (s seal, found, whole bool) {
 	at := m.Page*m.PageSize + sealOffset
-	if m.PageSize < sealOffset+sealSize || len(data) < at+sealSize {
-		return s, false
+	if m.PageSize < sealOffset+sealSize || len(data) < at+sealSize || string(data[at:at+len(sealMagic)]) != sealMagic {
+		return s, false, false
 	}
-	b := data[at : at+sealSize]
+	s, whole = parseSeal(data[at:at+sealSize], m)
+	return s, true, whole
+}
+
+func parseSeal(b []byte, m Meta) (s seal, ok bool) {
 	s = seal{tx: binary.LittleEndian.Uint64(b[8:]), sum: binary.LittleEndian.Uint32(b[16:])}
 	size := binary.LittleEndian.Uint32(b[20:])
 	if s.unfinished = size == unfinished; s.unfinished {
 		size = 0
 	}
 	end := sealHeader + uint64(size)
-	if string(b[:8]) != sealMagic || s.tx != m.Tx || end+4 > sealSize ||
+	if s.tx != m.Tx || end+4 > sealSize ||
 		binary.LittleEndian.Uint32(b[end:]) != checksum(0, b[:end]) {
 		return s, false
 	}
@@ -265,8 +272,8 @@ func undoTorn(f *os.File, data []byte, closed uint64) (undone uint64, err error)
 		return 0, nil
 	}
 	newer, older := metas[0], metas[1]
-	mark, ok := readSeal(data, newer)
-	if !ok || closed == newer.Tx || mark.holds(data, newer.PageSize) {
+	mark, found, whole := readSeal(data, newer)
+	if !found || closed == newer.Tx || whole && mark.holds(data, newer.PageSize) {
 		return 0, nil
 	}
 	if err := NewFile(data, older).Verify(); err != nil {
@@ -288,6 +295,9 @@ type sealer struct {
 	last  Meta
 	known pageSet // what last reaches
 	size  int64   // of the file
+	// unfinished: the seal of last does not tell what it has written
+	unfinished bool
+	failed     error // once set, known is not to be relied on
 
 	noSync bool // see DB.NoSync
 }
@@ -326,40 +336,65 @@ func (s *sealer) all() ([]byte, error) {
 	return s.view.upTo(s.size)
 }
 
-// commit seals and flushes what bolt has written since the last time. After an
-// error nothing more may be written: the kernel tells of a failed write once,
-// and then takes the pages for clean.
-func (s *sealer) commit() (err error) {
+// writeAt is how bolt writes: pages first, then the meta page that names them,
+// which gets its seal here. It is called with a lock of bolt's held, and must not
+// panic. After an error no transaction may be committed any more.
+func (s *sealer) writeAt(b []byte, off int64) (n int, err error) {
+	if off >= 2*int64(s.last.PageSize) {
+		return s.f.WriteAt(b, off)
+	}
+	if err := s.seal(b, int(off)/s.last.PageSize); err != nil {
+		s.failed = err
+		return 0, err
+	}
+	if n, err = s.f.WriteAt(b, off); err != nil {
+		s.failed = err
+	}
+	return n, err
+}
+
+// seal puts the seal into a meta page that is about to be written.
+func (s *sealer) seal(page []byte, number int) (err error) {
 	defer CatchFaults(&err)()
+	if len(page) != s.last.PageSize {
+		return damaged("a meta page has %d bytes", len(page))
+	}
+	newer, ok := parseMeta(page[pageHeader:], number)
+	if !ok || newer.Tx <= s.last.Tx {
+		return damaged("the meta page that is to be written is not valid")
+	}
 	data, err := s.all()
 	if err != nil {
 		return err
 	}
-	metas := ReadMetas(data)
-	if len(metas) == 0 || metas[0].Tx <= s.last.Tx {
-		return damaged("the meta page that was just written is missing")
-	}
-	known, mark, err := delta(data, s.known, s.last, metas[0])
+	known, mark, err := delta(data, s.known, s.last, newer)
 	if err != nil {
 		return err
 	}
-	s.last, s.known = metas[0], known
 	b := mark.marshal()
-	if len(b) <= sealSize {
-		return s.flush(b)
+	if s.unfinished = len(b) > sealSize; s.unfinished {
+		b = seal{tx: mark.tx, unfinished: true}.marshal()
 	}
-	mark.runs, mark.unfinished = nil, true
-	if err := s.flush(mark.marshal()); err != nil {
-		return err
-	}
-	return s.flush(seal{tx: mark.tx}.marshal())
+	copy(page[sealOffset:], b)
+	s.last, s.known = newer, known
+	return nil
 }
 
-// flush writes a seal onto the newest meta page and makes all of the file durable.
-func (s *sealer) flush(seal []byte) error {
-	if _, err := s.f.WriteAt(seal, int64(s.last.Page)*int64(s.last.PageSize)+sealOffset); err != nil {
+// flush makes what bolt has written durable. After an error nothing more may be
+// written: the kernel tells of a failed write once, and then takes the pages for
+// clean.
+func (s *sealer) flush() error {
+	if err := s.sync(); err != nil || !s.unfinished {
 		return err
 	}
+	at := int64(s.last.Page)*int64(s.last.PageSize) + sealOffset
+	if _, err := s.f.WriteAt(seal{tx: s.last.Tx}.marshal(), at); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+func (s *sealer) sync() error {
 	if s.noSync {
 		return nil
 	}

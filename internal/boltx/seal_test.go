@@ -159,6 +159,81 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
+// The kernel may write a page back as soon as it is written: a meta page must never
+// be there without its seal, nor before the pages that it names.
+func TestMetaPageIsWrittenSealed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := Open(path, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if db.sealer == nil {
+		t.Fatal("bolt cannot be made to write through the sealer")
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	change(t, db, r, 100)
+	db.Alone(func() {
+		tx, err := db.db.Begin(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.CreateBucket([]byte("other")); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(); err != nil { // no flush follows
+			t.Fatal(err)
+		}
+	})
+	image, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest := ReadMetas(image)[0]
+	if s, _, whole := readSeal(image, newest); !whole || len(s.runs) == 0 || !s.holds(image, newest.PageSize) {
+		t.Errorf("the seal of transaction %d is %+v, whole %v", newest.Tx, s, whole)
+	}
+}
+
+// A disk that writes 512 bytes at a time may leave a meta page of which some
+// sectors are old.
+func TestTornMetaPage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := Open(path, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	r := rand.New(rand.NewPCG(7, 8))
+	image := func() []byte {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for range 3 { // both pages have seals
+		change(t, db, r, 100)
+	}
+	for i := range 10 {
+		flushed, before := image(), dump(t, db)
+		change(t, db, r, 3000)
+		written, after := image(), dump(t, db)
+		newest := ReadMetas(written)[0]
+		torn := append(flushed, make([]byte, len(written)-len(flushed))...)
+		page := torn[newest.Page*4096:]
+		if i%2 == 0 { // the meta alone
+			copy(page[:512], written[newest.Page*4096:])
+		} else { // and the head of its seal
+			copy(page[:sealOffset+sealHeader], written[newest.Page*4096:])
+		}
+		reopened, undone := load(t, torn)
+		if got := dump(t, reopened); got != before || undone != newest.Tx {
+			t.Errorf("commit %d: transaction %d of %d was undone, all of it is there: %v", i, undone, newest.Tx, got == after)
+		}
+	}
+}
+
 // What a large transaction has written may lie in too many places for a list.
 func TestUnlistedTransaction(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
@@ -211,7 +286,7 @@ func TestUnlistedTransaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	newest := ReadMetas(image)[0]
-	s, ok := readSeal(image, newest)
+	s, _, ok := readSeal(image, newest)
 	if !ok || s.unfinished || len(s.runs) != 0 {
 		t.Fatalf("the seal of a large transaction: %d runs, unfinished %v, found %v", len(s.runs), s.unfinished, ok)
 	}

@@ -44,7 +44,7 @@ type Config struct {
 	Version         int      `toml:"version" comment:"The version of this file's format. 1 to 3 are read too; 'containerd config migrate' rewrites them."`
 	Root            string   `toml:"root" comment:"Directory of what lasts: images, snapshots, records."`
 	State           string   `toml:"state" comment:"Directory of what a reboot clears away: bundles, sockets."`
-	Temp            string   `toml:"temp" comment:"TMPDIR of shims and of the daemon's scratch files; empty: that of the environment."`
+	Temp            string   `toml:"temp" comment:"TMPDIR of shims; empty: that of the environment."`
 	DisabledPlugins []string `toml:"disabled_plugins" comment:"Full names of plugins that are not started, as 'ctr plugins ls' joins them: io.containerd.snapshotter.v1.native."`
 	RequiredPlugins []string `toml:"required_plugins" comment:"Full names of plugins without which the daemon must not start."`
 	OOMScore        int      `toml:"oom_score" comment:"oom_score_adj of the daemon, -1000 to 1000; 0 leaves it."`
@@ -191,8 +191,8 @@ func (c *Config) Disabled(name string) bool { return slices.Contains(c.DisabledP
 func (c *Config) Required(name string) bool { return slices.Contains(c.RequiredPlugins, name) }
 
 // Check reports the values that no daemon could run with, as
-// errdefs.ErrInvalidArgument, all of them joined. Root and state are made
-// absolute.
+// errdefs.ErrInvalidArgument, all of them joined. Root, state and the sockets of
+// the API are made absolute paths.
 func (c *Config) Check() error {
 	return errors.Join(c.checkVersion(), c.checkDirs(), c.checkNames(), c.checkDebug(), c.checkNumbers(), c.checkOutside(), c.Plugins.check())
 }
@@ -214,6 +214,16 @@ func (c *Config) checkDirs() error {
 			return invalid(key, "%v", err)
 		}
 		*dir = abs
+	}
+	// Shims have another working directory and want a path.
+	for _, socket := range []*string{&c.Plugins.GRPC.Address, &c.Plugins.TTRPC.Address} {
+		if path := strings.TrimPrefix(*socket, "unix://"); path != "" {
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				return invalid("address", "%v", err)
+			}
+			*socket = abs
+		}
 	}
 	if c.Root == c.State {
 		return invalid("state", "root and state must be different directories, both are %s", c.Root)

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -82,6 +84,7 @@ func TestRefused(t *testing.T) {
 		"half of TLS":        {"version = 4\n[plugins.'io.containerd.server.v1.grpc-tcp']\naddress = \"x:1\"\ntls_cert = \"/c\"\n", "x.toml:4:1:"},
 		"one socket for two": {"version = 4\n[plugins.'io.containerd.server.v1.grpc']\naddress = \"/a\"\n[plugins.'io.containerd.server.v1.ttrpc']\naddress = \"/a\"\n", "gRPC socket already"},
 		"import of nothing":  {"imports = [\"missing.toml\"]\n", "missing.toml"},
+		"import of a link":   {"imports = [\"dangling*.toml\"]\n", "dangling.toml"},
 		"bad import pattern": {"imports = [\"[*\"]\n", "import"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,12 +92,18 @@ func TestRefused(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tc.file), 0o600); err != nil {
 				t.Fatal(err)
 			}
+			if err := os.Symlink("missing.toml", filepath.Join(filepath.Dir(path), "dangling.toml")); err != nil {
+				t.Fatal(err)
+			}
 			_, _, err := Load(path)
 			if err == nil || !strings.Contains(err.Error(), tc.message) {
 				t.Errorf("error %q does not say %q", err, tc.message)
 			}
-			if name != "import of nothing" && !errdefs.IsInvalidArgument(err) {
+			if !errdefs.IsInvalidArgument(err) {
 				t.Errorf("error %q is not an invalid argument", err)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("error %q says that there is no configuration: the defaults would be taken for it", err)
 			}
 		})
 	}
@@ -144,6 +153,19 @@ func TestSetAddress(t *testing.T) {
 	c.SetAddress("/y")
 	if c.Plugins.GRPC.Address != "/y" || c.Plugins.TTRPC.Address != "/own" {
 		t.Errorf("sockets %q and %q", c.Plugins.GRPC.Address, c.Plugins.TTRPC.Address)
+	}
+}
+
+func TestAbsolute(t *testing.T) {
+	t.Chdir("/usr")
+	c := Default()
+	c.Root, c.State = "r", "../s"
+	c.Plugins.GRPC.Address, c.Plugins.TTRPC.Address = "unix:///a.sock", "b.sock"
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if got := []string{c.Root, c.State, c.Plugins.GRPC.Address, c.Plugins.TTRPC.Address}; !slices.Equal(got, []string{"/usr/r", "/s", "/a.sock", "/usr/b.sock"}) {
+		t.Errorf("%q", got)
 	}
 }
 

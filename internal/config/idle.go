@@ -45,7 +45,11 @@ func (c *Config) idle(all *node) []Warning {
 		if n == nil || n.isZero() || c.Disabled(pluginCRI) && k.advice == noCRI {
 			continue
 		}
-		if shown(c, k.path) != shown(fallback, k.path) {
+		usual := shown(fallback, k.path)
+		if usual == none && n.saysNothing() {
+			continue
+		}
+		if shown(c, k.path) != usual {
 			warnings = append(warnings, n.warning("%s has no effect: %s", keyName(k.path), k.advice))
 		}
 	}
@@ -59,6 +63,20 @@ func (c *Config) idle(all *node) []Warning {
 	}
 	return warnings
 }
+
+// saysNothing tells whether there are only zero values below n: older versions
+// of containerd write such tables for plugins that nobody uses.
+func (n *node) saysNothing() bool {
+	for _, child := range n.table {
+		if !child.saysNothing() {
+			return false
+		}
+	}
+	return n.table != nil || n.isZero()
+}
+
+// none is what shown says of a table that is not there.
+const none = "<nil>"
 
 // shown is the value of a key as text, in which an empty list and none are one.
 func shown(c *Config, path []string) string {

@@ -20,7 +20,8 @@ const maxFile = 8 << 20
 // Load reads the file at path and what it imports over the defaults. The
 // warnings are of what has no effect, each with its place.
 // errdefs.ErrInvalidArgument, with file, row and column, when something cannot
-// be understood; an error that is fs.ErrNotExist when there is no such file.
+// be understood or an import is not there; an error that is fs.ErrNotExist when
+// there is no file at path, and only then.
 func Load(path string) (*Config, []Warning, error) {
 	all := newTable(place{path, 1, 1})
 	var (
@@ -36,6 +37,11 @@ func Load(path string) (*Config, []Warning, error) {
 		}
 		loaded[next] = true
 		root, ws, err := readFile(next)
+		if err != nil && len(loaded) > 1 {
+			// Only the file at path may be missing: one without what it imports means
+			// something else than no file at all.
+			return nil, nil, fmt.Errorf("imports: %v: %w", err, errdefs.ErrInvalidArgument)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -122,7 +128,7 @@ func resolveImports(parent string, imports *node) ([]string, error) {
 		p = filepath.Clean(p)
 		if !strings.Contains(p, "*") {
 			if _, err := os.Stat(p); err != nil {
-				return nil, fmt.Errorf("%s: imports: %w; create the file, or take it off the list", imports.place, err)
+				return nil, fmt.Errorf("%s: imports: %v; create the file, or take it off the list: %w", imports.place, err, errdefs.ErrInvalidArgument)
 			}
 			out = append(out, p)
 			continue

@@ -83,6 +83,20 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestUnusedTables: what older versions write by default, for snapshotters that
+// nobody has asked for, is not warned of; what is asked for is.
+func TestUnusedTables(t *testing.T) {
+	for file, warned := range map[string]bool{
+		"version = 2\n[plugins.'io.containerd.snapshotter.v1.devmapper']\nroot_path = ''\nasync_remove = false\n[plugins.'io.containerd.snapshotter.v1.zfs']\nroot_path = ''\n": false,
+		"version = 2\n[plugins.'io.containerd.snapshotter.v1.devmapper']\nroot_path = ''\nasync_remove = true\n":                                                                true,
+		"version = 3\n[plugins.'io.containerd.cri.v1.runtime']\nenable_criu = false\n":                                                                                          true,
+	} {
+		if _, warnings, err := Parse("f", []byte(file)); err != nil || len(warnings) > 0 != warned {
+			t.Errorf("%s: %v, %v", file, warnings, err)
+		}
+	}
+}
+
 // TestDefaultsAreNotWarnedOf: the file that config default writes is in order.
 func TestDefaultsAreNotWarnedOf(t *testing.T) {
 	data, err := Default().Commented()

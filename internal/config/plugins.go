@@ -236,7 +236,7 @@ type Transfer struct {
 	MaxConcurrentDownloads      int      `toml:"max_concurrent_downloads" comment:"Layers that are fetched at a time; 0: by the number of cores (containerd: 3)."`
 	ConcurrentLayerFetchBuffer  int      `toml:"concurrent_layer_fetch_buffer" comment:"Size in bytes of the ranges in which a large layer is fetched; 0: chosen."`
 	MaxConcurrentUploadedLayers int      `toml:"max_concurrent_uploaded_layers" comment:"Layers that are pushed at a time."`
-	CheckPlatformSupported      bool     `toml:"check_platform_supported" comment:"Refuse to unpack for a platform that no snapshotter and differ take."`
+	CheckPlatformSupported      bool     `toml:"check_platform_supported" comment:"Taken, and without effect: what a client asks to be unpacked is, for every platform and snapshotter."`
 	ConfigPath                  string   `toml:"config_path" comment:"Directory of hosts.toml files: /etc/containerd/certs.d."`
 	MaxConcurrentUnpacks        int      `toml:"max_concurrent_unpacks" comment:"Layers that are unpacked at a time; 0: by the number of cores (containerd: 1)."`
 	Unpack                      []Unpack `toml:"unpack_config,omitempty"`

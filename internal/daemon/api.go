@@ -59,12 +59,13 @@ func (d *Daemon) listen(context.Context) (err error) {
 		d.addHTTP(newHTTPServer("debug", l, debugHandler()))
 		return nil
 	})
+	containers := d.openMetrics()
 	d.asked(grpcapi.Plugin{Type: serverPlugin, ID: "metrics"}, p.MetricServer.Address != "", func() error {
 		l, err := in.listenTCP("metrics", p.MetricServer.Address)
 		if err != nil {
 			return err
 		}
-		d.addHTTP(d.metricsServer(l))
+		d.addHTTP(d.metricsServer(l, containers))
 		return nil
 	})
 	return nil

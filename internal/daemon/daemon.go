@@ -41,8 +41,12 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// closeTimeout bounds how long calls under way hold up the end of the daemon.
-const closeTimeout = 3 * time.Second
+const (
+	// closeTimeout bounds how long calls under way hold up the end of the daemon.
+	closeTimeout = 3 * time.Second
+	// partTimeout bounds how long each part of it does.
+	partTimeout = 30 * time.Second
+)
 
 // Daemon is the components, in the order in which they are made.
 type Daemon struct {
@@ -50,8 +54,10 @@ type Daemon struct {
 	log *slog.Logger
 
 	run           mark
-	rebooted      bool   // since the last daemon
-	ready         bool   // New has succeeded
+	rebooted      bool // since the last daemon
+	ready         bool // New has succeeded
+	hangs         bool // a part has not ended in time
+	patience      time.Duration
 	tempDir       string // TMPDIR before the daemon set its own
 	content       content.Store
 	localContent  *content.Local // nil when a proxy plugin is the content store
@@ -98,7 +104,7 @@ type Daemon struct {
 // open, sockets bound. A component that the daemon cannot be without makes it
 // fail, with nothing left behind; another is reported as failed.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: log, settled: make(chan struct{}), adopted: make(chan struct{})}
+	d := &Daemon{cfg: cfg, log: log, patience: partTimeout, settled: make(chan struct{}), adopted: make(chan struct{})}
 	d.live.Store(cfg)
 	d.life, d.end = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -184,7 +190,10 @@ func (d *Daemon) readMark(context.Context) error {
 			d.log.Info("the last daemon was not stopped in order", "started", last.Started, "rebooted", last.Boot != d.run.Boot)
 		}
 	}
-	if err := d.run.write(d.cfg.Root); err != nil {
+	if err := d.run.write(d.cfg.Root); isFull(err) {
+		// Who wants to make room needs a daemon for it.
+		d.log.Warn("the disk is full: after a power cut nobody would know that this daemon ran, and verify what it wrote", "error", err)
+	} else if err != nil {
 		return err
 	}
 	// The first to be undone but for the locks: when the stores are closed.
@@ -192,7 +201,7 @@ func (d *Daemon) readMark(context.Context) error {
 		if !d.ready {
 			return last.writeIf(ok, d.cfg.Root)
 		}
-		d.run.Clean = true
+		d.run.Clean = !d.hangs
 		return d.run.write(d.cfg.Root)
 	})
 	return nil
@@ -247,7 +256,15 @@ func (d *Daemon) openMetadata(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.onClose(d.db.Close)
+	d.onClose(func() error {
+		err := d.db.Close()
+		if isFull(err) {
+			// Its records are there; what is not written is for a faster next start.
+			d.log.Warn("the disk is full at the end of the metadata database", "error", err)
+			return nil
+		}
+		return err
+	})
 	d.distrust(ctx)
 	d.reportDamage(d.db.Report())
 	d.working(d.gcPlugin())
@@ -337,10 +354,26 @@ func (d *Daemon) Close() error {
 
 func (d *Daemon) takeDown() error {
 	d.end()
-	d.background.Wait()
-	var errs []error
+	errs := []error{d.ends(func() error { d.background.Wait(); return nil })}
 	for i := len(d.undo) - 1; i >= 0; i-- {
-		errs = append(errs, d.undo[i]())
+		errs = append(errs, d.ends(d.undo[i]))
 	}
 	return errors.Join(errs...)
+}
+
+// ends takes a part down. One that hangs (in a mount, or a program that was asked)
+// does not hold up the end of the others for ever; but then the mark does not say
+// that all has ended.
+func (d *Daemon) ends(part func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- part() }()
+	timer := time.NewTimer(d.patience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		d.hangs = true
+		return fmt.Errorf("a part of the daemon has not ended within %s, and is left behind: %w", d.patience, context.DeadlineExceeded)
+	}
 }

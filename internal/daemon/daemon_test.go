@@ -148,6 +148,20 @@ func TestSocketNeverReplacesAFile(t *testing.T) {
 	}
 }
 
+// Nobody else may connect in the moment before owner and mode are set.
+func TestSocketIsPrivateAtOnce(t *testing.T) {
+	defer unix.Umask(unix.Umask(0))
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := bindUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
 func TestSocketPathTooLong(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	cfg.SetAddress(filepath.Join(t.TempDir(), strings.Repeat("x", 100)))
@@ -261,7 +275,61 @@ func TestCorruptDatabase(t *testing.T) {
 	}
 }
 
-// A start on a full disk fails with the reason, and leaves no lock behind.
+// A daemon starts where it was before on a disk that is full now: without it
+// nobody could make room. How it ends is told all the same.
+func TestStartOnFullDisk(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", cfg.Root, "tmpfs", 0, "size=16m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(cfg.Root, unix.MNT_DETACH) })
+	if err := start(t, cfg).stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.Root, "fill"), make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	d := start(t, cfg)
+	if _, err := namespacesapi.NewNamespacesClient(d.conn).List(t.Context(), &namespacesapi.ListNamespacesRequest{}); err != nil {
+		t.Error(err)
+	}
+	if lastMark(t, cfg).Clean {
+		t.Error("the mark does not say that a daemon runs")
+	}
+	if err := d.stop(); err != nil {
+		t.Error(err)
+	}
+	if m := lastMark(t, cfg); !m.Clean || m.Boot != bootID() {
+		t.Errorf("the mark does not tell of the orderly stop: %+v", m)
+	}
+}
+
+// What hangs does not hold up the end for ever, and the end is no clean one.
+func TestEndUnderHangingPart(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	d, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	defer close(release)
+	d.background.Go(func() { <-release })
+	d.patience = time.Second
+	if err := d.Close(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if lastMark(t, cfg).Clean {
+		t.Error("the mark tells of an orderly stop")
+	}
+	if err := start(t, cfg).stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The first start on a full disk fails with the reason, and leaves no lock behind.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	cfg := testConfig(t, dir)
@@ -318,7 +386,8 @@ func TestPlugins(t *testing.T) {
 		shim.v1.manager runtime.v2.task service.v1.tasks-service grpc.v1.containers grpc.v1.content grpc.v1.diff grpc.v1.events
 		grpc.v1.images grpc.v1.introspection lease.v1.manager grpc.v1.leases grpc.v1.namespaces sandbox.store.v1.local
 		transfer.v1.local grpc.v1.sandboxes grpc.v1.snapshots streaming.v1.manager grpc.v1.streaming grpc.v1.tasks
-		grpc.v1.transfer grpc.v1.version grpc.v1.healthcheck server.v1.ttrpc server.v1.grpc`) {
+		grpc.v1.transfer grpc.v1.version grpc.v1.healthcheck server.v1.ttrpc server.v1.grpc
+		monitor.task.v1.cgroups metrics.v1.grpc-prometheus`) {
 		if !slices.Contains(working, "io.containerd."+name) {
 			t.Errorf("%s is not reported as working", name)
 		}

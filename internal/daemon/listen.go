@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,7 +34,7 @@ func listenUnix(path string, uid, gid int) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := bindUnix(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -45,6 +47,17 @@ func listenUnix(path string, uid, gid int) (net.Listener, error) {
 		return nil, fmt.Errorf("owner and mode of %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// bindUnix makes a socket that is root's alone from its first moment, whatever the
+// umask: what is bound has the mode of the descriptor.
+func bindUnix(path string) (net.Listener, error) {
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	return private.Listen(context.Background(), "unix", path)
 }
 
 // removeStale removes a socket that a daemon has left behind, never anything else.

@@ -39,8 +39,8 @@ func lockDir(dir string) (unlock func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	// The PID is for people; the lock is what counts.
-	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil {
+	// The PID is for people; the lock is what counts, on a full disk too.
+	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600); err != nil && !isFull(err) {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), unlock())
 	}
 	return unlock, nil

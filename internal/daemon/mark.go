@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 
 	"berth/internal/failpoint"
 	"berth/internal/fsx"
+
+	"golang.org/x/sys/unix"
 )
 
 // markFile in root tells how the last daemon ended: written at the start with
@@ -59,10 +62,42 @@ func (m mark) write(root string) error {
 	}
 	failpoint.Hit("daemon.mark.before-write")
 	var disk *fsx.OS
-	if err := disk.WriteAtomic("mark", filepath.Join(root, markFile), append(data, '\n'), 0o600); err != nil {
+	path, data := filepath.Join(root, markFile), append(data, '\n')
+	err = disk.WriteAtomic("mark", path, data, 0o600)
+	if isFull(err) {
+		err = overwrite(path, data)
+	}
+	if err != nil {
 		return fmt.Errorf("mark of this run: %w", err)
 	}
 	return nil
+}
+
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// overwrite writes a mark into the blocks that it has, for a full disk has no
+// others. Torn by a crash it is that of an unclean stop. unix.ENOSPC when there
+// is no mark yet.
+func overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return unix.ENOSPC
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if more := int(info.Size()) - len(data); more > 0 && more < 4096 {
+		data = append(data, bytes.Repeat([]byte(" "), more)...)
+	}
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // writeIf puts back the mark that was there before a start that failed.

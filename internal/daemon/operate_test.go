@@ -3,11 +3,14 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,7 +22,9 @@ import (
 	"berth/internal/trace"
 
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -123,6 +128,33 @@ func TestReload(t *testing.T) {
 	}
 }
 
+func TestStatsTimeout(t *testing.T) {
+	d := &Daemon{}
+	for given, want := range map[config.Duration]time.Duration{0: 2 * time.Second, config.Duration(time.Second): time.Second} {
+		d.live.Store(&config.Config{Timeouts: map[string]config.Duration{config.TimeoutShimStats: given}})
+		if got := d.statsTimeout(); got != want {
+			t.Errorf("%s means %s, want %s", time.Duration(given), got, want)
+		}
+	}
+}
+
+// TestMessageSizes: the bounds of the configuration hold in both directions.
+func TestMessageSizes(t *testing.T) {
+	cfg := testConfig(t, t.TempDir())
+	cfg.Plugins.GRPC.MaxRecvMsgSize, cfg.Plugins.GRPC.MaxSendMsgSize = 2000, 1000
+	r := start(t, cfg)
+	client := namespacesapi.NewNamespacesClient(r.conn)
+	long := map[string]string{"a": strings.Repeat("x", 1500)}
+	_, err := client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: "b", Labels: map[string]string{"a": strings.Repeat("x", 3000)}}})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "2000") {
+		t.Errorf("a message that is too long: %v", err)
+	}
+	_, err = client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: "b", Labels: long}})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "1000") {
+		t.Errorf("an answer that is too long: %v", err)
+	}
+}
+
 func TestWatchdogInterval(t *testing.T) {
 	for name, tc := range map[string]struct {
 		usec, pid string
@@ -173,4 +205,75 @@ func TestTraceIDsInLog(t *testing.T) {
 	if strings.Contains(b.String(), "trace_id") {
 		t.Errorf("%s", b.String())
 	}
+}
+
+// TestNoSync counts the flushes of a disk: one for each record, or none that
+// anybody waits for.
+func TestNoSync(t *testing.T) {
+	for noSync, enough := range map[bool]func(flushes int) bool{
+		false: func(n int) bool { return n >= 20 },
+		true:  func(n int) bool { return n < 10 }, // the filesystem has a journal of its own
+	} {
+		cfg := testConfig(t, t.TempDir())
+		cfg.Plugins.Bolt.NoSync = noSync
+		device := mountDisk(t, cfg.Root)
+		r := start(t, cfg)
+		client := namespacesapi.NewNamespacesClient(r.conn)
+		before := flushes(t, device)
+		for i := range 20 {
+			if _, err := client.Create(t.Context(), &namespacesapi.CreateNamespaceRequest{Namespace: &namespacesapi.Namespace{Name: fmt.Sprintf("n%d", i)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := flushes(t, device) - before; !enough(n) {
+			t.Errorf("no_sync %v: 20 records took %d flushes", noSync, n)
+		}
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// mountDisk mounts a small disk of its own and returns the name of its device.
+func mountDisk(t *testing.T, dir string) (device string) {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "disk")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"truncate", "-s", "64M", image}, {"mkfs.ext4", "-q", "-F", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("no disk can be made here: %v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[1] == dir {
+			return filepath.Base(f[0])
+		}
+	}
+	t.Fatalf("%s is not mounted", dir)
+	return ""
+}
+
+// flushes is how many a disk has completed (Documentation/block/stat.rst).
+func flushes(t *testing.T, device string) int {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("/sys/block", device, "stat"))
+	if err != nil {
+		t.Skip(err)
+	}
+	f := strings.Fields(string(data))
+	if len(f) < 16 {
+		t.Skip("the kernel does not count flushes")
+	}
+	n, err := strconv.Atoi(f[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -255,3 +255,15 @@ func TestStreamProcessors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestFirstStartWithoutProxy: a proxy that comes up after the daemon is no sign of
+// a lost database.
+func TestFirstStartWithoutProxy(t *testing.T) {
+	dir := t.TempDir()
+	cfg := testConfig(t, dir)
+	cfg.ProxyPlugins = map[string]config.ProxyPlugin{"late": {Type: "snapshot", Address: filepath.Join(dir, "late.sock")}}
+	d := start(t, cfg)
+	if r := d.db.Report(); r.Damage != nil {
+		t.Errorf("the database is said to be damaged: %v", r.Damage)
+	}
+}

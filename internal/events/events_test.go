@@ -88,6 +88,30 @@ func TestSlowSubscriberIsEnded(t *testing.T) {
 	}
 }
 
+// Large events of a client do not pile up for one that does not read.
+func TestSlowSubscriberHoldsLittle(t *testing.T) {
+	x := New()
+	ch, errs := x.Subscribe(t.Context())
+	large := object.Event{Timestamp: time.Unix(1, 0), Namespace: "ns", Topic: "/large", Body: object.Any{TypeURL: "t", Value: make([]byte, 1<<20)}}
+	for range queueBytes>>20 + 2 {
+		if err := x.Forward(t.Context(), large); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range ch {
+	}
+	if err := <-errs; !errdefs.IsResourceExhausted(err) {
+		t.Errorf("slow subscriber ends with %v", err)
+	}
+	ch, _ = x.Subscribe(t.Context())
+	for range 2 * queueBytes >> 20 { // one that keeps up sees any number of them
+		if err := x.Forward(t.Context(), large); err != nil {
+			t.Fatal(err)
+		}
+		<-ch
+	}
+}
+
 func TestSubscribeEndsAtDeadline(t *testing.T) {
 	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()

@@ -14,11 +14,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// queueLimit is how many events a subscriber may be behind: some seconds of
-// the busiest node, at most a few megabytes.
-const queueLimit = 16384
+const (
+	// queueLimit is how many events a subscriber may be behind: some seconds of
+	// the busiest node, a few megabytes.
+	queueLimit = 16384
+	// queueBytes bounds their bodies together: what clients publish may be large.
+	queueBytes = 32 << 20
+)
 
-var errBehind = fmt.Errorf("subscriber is more than %d events behind, the subscription ends: %w", queueLimit, errdefs.ErrResourceExhausted)
+var errBehind = fmt.Errorf("subscriber is more than %d events or %d MiB behind, the subscription ends: %w", queueLimit, queueBytes>>20, errdefs.ErrResourceExhausted)
 
 // Subscribe returns the events that match any of the filters (all when there
 // are none) until ctx ends. The error channel then yields at most one error
@@ -62,6 +66,7 @@ type subscription struct {
 
 	mu    sync.Mutex
 	queue []object.Event
+	bytes int  // of the bodies in the queue
 	ended bool // overrun is closed
 }
 
@@ -72,7 +77,8 @@ func (s *subscription) push(e object.Event) bool {
 	if s.ended {
 		return false
 	}
-	if len(s.queue) >= queueLimit {
+	s.bytes += len(e.Body.Value)
+	if len(s.queue) >= queueLimit || len(s.queue) > 0 && s.bytes > queueBytes {
 		s.ended = true
 		s.queue = nil
 		close(s.overrun)
@@ -96,6 +102,7 @@ func (s *subscription) next() (object.Event, bool) {
 		return object.Event{}, false
 	}
 	e := s.queue[0]
+	s.bytes -= len(e.Body.Value)
 	s.queue[0] = object.Event{}
 	s.queue = s.queue[1:]
 	return e, true

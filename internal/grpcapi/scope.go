@@ -65,7 +65,7 @@ func first(md metadata.MD, key string) string {
 // maxIdentifier bounds identifiers, as it does in containerd.
 const maxIdentifier = 76
 
-var identifier = regexp.MustCompile(`^[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*$`)
+var identifier = regexp.MustCompile(`^[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*$`)
 
 func checkNamespace(name string) error {
 	if len(name) > maxIdentifier {

@@ -115,6 +115,8 @@ func TestScope(t *testing.T) {
 				"":                      {codes.FailedPrecondition, "namespace is required: failed precondition"},
 				"a b":                   {codes.InvalidArgument, `identifier "a b" must match`},
 				"../x":                  {codes.InvalidArgument, "must match"},
+				"a__b":                  {codes.InvalidArgument, "must match"},
+				"a.-b":                  {codes.InvalidArgument, "must match"},
 				strings.Repeat("x", 77): {codes.InvalidArgument, "greater than maximum length (76 characters)"},
 			} {
 				err := call(in(t.Context(), namespace))
@@ -392,6 +394,41 @@ func TestImportCutOff(t *testing.T) {
 	cancel()
 	if err := <-result; err == nil {
 		t.Error("half of the bytes counted as all")
+	}
+}
+
+// A transfer that is cancelled does not wait for a client that sends nothing
+// more and keeps its stream open.
+func TestImportIsCancelled(t *testing.T) {
+	_, conn := serveTransfers(t)
+	up, down := openStream(t, conn, "up"), openStream(t, conn, "down")
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() {
+		_, err := transferapi.NewTransferClient(conn).Transfer(in(ctx, "ns"), &transferapi.TransferRequest{
+			Source:      mustPack(&api.ImageImportStream{Stream: "up"}),
+			Destination: mustPack(&api.ImageExportStream{Stream: "down"}),
+		})
+		result <- err
+	}()
+	if _, err := up.Recv(); err != nil { // the grant: the transfer reads
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-result; err == nil {
+		t.Error("the transfer succeeded")
+	}
+	for _, stream := range []streamingapi.Streaming_StreamClient{up, down} {
+		ended := make(chan error, 1)
+		go func() { _, err := stream.Recv(); ended <- err }()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("a message came after the end of the transfer")
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("the transfer still waits for its client")
+		}
 	}
 }
 

@@ -145,6 +145,7 @@ func (c *transferCall) importImages(ctx context.Context, from *api.ImageImportSt
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, st.Close)() // ends a read that waits for the client
 	_, err = c.engine.Import(ctx, c.scope.Namespace, c.scope.Lease, &byteReader{stream: st},
 		transfer.ImportOptions{MediaType: from.MediaType, ForceCompress: from.ForceCompress}, imageTarget(to), c.progress)
 	return err
@@ -178,6 +179,7 @@ func (c *transferCall) echo(ctx context.Context, from *api.ImageImportStream, to
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, in.Close)()
 	_, err = io.Copy(newByteWriter(ctx, out), &byteReader{stream: in})
 	return err
 }

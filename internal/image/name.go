@@ -129,6 +129,17 @@ func (n Name) Familiar() string {
 	return n.String()
 }
 
+// RefName is the tag of an image name, or the name itself when it has none: what
+// the index of an archive notes of an image (org.opencontainers.image.ref.name).
+func RefName(name string) string {
+	last := name[strings.LastIndexByte(name, '/')+1:]
+	if tag, _, _ := strings.Cut(last, "@"); strings.Contains(tag, ":") {
+		_, obj, _ := strings.Cut(last, ":")
+		return obj
+	}
+	return name
+}
+
 func isTag(s string) bool {
 	return s != "" && len(s) <= maxTag && isAll(s, func(c byte) bool { return isWord(c) || c == '_' || c == '.' || c == '-' }) && s[0] != '.' && s[0] != '-'
 }

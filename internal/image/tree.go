@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -62,15 +63,12 @@ func Walk(ctx context.Context, read ReadFunc, desc ispec.Descriptor, fn func(des
 type walker struct {
 	read  ReadFunc
 	fn    func(ispec.Descriptor) error
-	count int
+	count Count
 }
 
 func (w *walker) walk(ctx context.Context, desc ispec.Descriptor, depth int) error {
-	if w.count++; w.count > MaxReferences {
-		return fmt.Errorf("image names more than %d objects: %w", MaxReferences, errdefs.ErrResourceExhausted)
-	}
-	if depth > MaxDepth {
-		return fmt.Errorf("image nests indexes more than %d deep: %w", MaxDepth, errdefs.ErrResourceExhausted)
+	if err := w.count.Add(1, depth); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -89,6 +87,22 @@ func (w *walker) walk(ctx context.Context, desc ispec.Descriptor, depth int) err
 		if err := w.walk(ctx, c, depth+1); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// Count bounds how much one image may name: who walks a tree on their own adds
+// what they meet. It is safe for concurrent use; the zero value is ready.
+type Count struct{ n atomic.Int64 }
+
+// Add counts n more descriptors at a depth below the root, which has 0.
+// errdefs.ErrResourceExhausted when they are too many, or too deep.
+func (c *Count) Add(n, depth int) error {
+	if c.n.Add(int64(n)) > MaxReferences {
+		return fmt.Errorf("image names more than %d objects: %w", MaxReferences, errdefs.ErrResourceExhausted)
+	}
+	if depth > MaxDepth {
+		return fmt.Errorf("image nests indexes more than %d deep: %w", MaxDepth, errdefs.ErrResourceExhausted)
 	}
 	return nil
 }

@@ -82,14 +82,16 @@ func (db *DB) adoptOrphans(ctx context.Context) error {
 
 // storesHold tells whether there is a blob or a snapshot. With a new database that
 // means that one was lost, before it had a backup: without adoption the first
-// collection would remove everything, the files of running containers included.
+// collection would remove everything, the files of running containers included. A
+// store that cannot tell, as a proxy that has not come up, holds nothing that could
+// be adopted.
 func (db *DB) storesHold(ctx context.Context) bool {
 	found := errors.New("found")
-	if db.content.store.Walk(ctx, func(object.BlobInfo) error { return found }) != nil {
+	if errors.Is(db.content.store.Walk(ctx, func(object.BlobInfo) error { return found }), found) {
 		return true
 	}
 	for _, b := range db.backends {
-		if b.Walk(ctx, func(object.SnapshotInfo) error { return found }) != nil {
+		if errors.Is(b.Walk(ctx, func(object.SnapshotInfo) error { return found }), found) {
 			return true
 		}
 	}

@@ -36,14 +36,36 @@ const (
 	cleanerTimeout = 2 * time.Second
 )
 
-// cleaning is what the collector knows of a backend: whether to look through it,
-// and whether somebody does.
+// cleaning is what the collector knows of a backend: what to look for in it, and
+// whether somebody does.
 type cleaning struct {
-	dirty atomic.Bool // something may be there that no record names
+	dirty atomic.Bool // something may be there that no record names: look through all of it
 
-	mu    sync.Mutex
-	done  chan struct{} // closed when the cleaner ends; nil while there is none
-	again bool          // a collection came meanwhile: the cleaner begins anew
+	mu      sync.Mutex
+	unnamed map[string]struct{} // keys whose record was removed; others may name them too
+	done    chan struct{}       // closed when the cleaner ends; nil while there is none
+	again   bool                // a collection came meanwhile: the cleaner begins anew
+}
+
+// lost notes that a record which named an object of the backend is gone.
+func (c *cleaning) lost(key string) {
+	if key == "" {
+		return // the record named nothing
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unnamed == nil {
+		c.unnamed = map[string]struct{}{}
+	}
+	c.unnamed[key] = struct{}{}
+}
+
+// take returns what is to be looked for: certain keys, or anything.
+func (c *cleaning) take() (keys []string, all bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	keys, c.unnamed = slices.Collect(maps.Keys(c.unnamed)), nil
+	return keys, c.dirty.Swap(false)
 }
 
 // backend is a snapshotter with what the collector knows of it.
@@ -62,7 +84,7 @@ type blobBackend struct {
 }
 
 // swept tells the world, and the backends, of records that a collection removed.
-func (db *DB) swept(ctx context.Context, removed []node) {
+func (db *DB) swept(ctx context.Context, removed []removal) {
 	for _, n := range removed {
 		switch n.kind {
 		case kindContent, kindIngest:
@@ -72,7 +94,7 @@ func (db *DB) swept(ctx context.Context, removed []node) {
 		case kindSnapshot:
 			path, key := n.path()
 			if b := db.backends[path[1]]; b != nil {
-				b.dirty.Store(true)
+				b.lost(n.backend)
 			}
 			db.publish(ctx, n.ns, events.SnapshotRemove(path[1], key))
 		}
@@ -85,7 +107,7 @@ func (db *DB) swept(ctx context.Context, removed []node) {
 // it may have been looked through before the records went.
 func (db *DB) cleanBackends() <-chan struct{} {
 	var all sync.WaitGroup
-	clean := func(c *cleaning, what string, fn func(context.Context) error) {
+	clean := func(c *cleaning, what string, fn cleaner) {
 		cleaned, fresh := db.clean(c, what, fn)
 		if cleaned == nil {
 			return
@@ -101,9 +123,11 @@ func (db *DB) cleanBackends() <-chan struct{} {
 			}
 		})
 	}
-	clean(&db.content.cleaning, "content", db.cleanContent)
+	clean(&db.content.cleaning, "content", func(ctx context.Context, _ []string, _ bool) error { return db.cleanContent(ctx) })
 	for name, b := range db.backends {
-		clean(&b.cleaning, name, func(ctx context.Context) error { return db.cleanSnapshots(ctx, b) })
+		clean(&b.cleaning, name, func(ctx context.Context, keys []string, all bool) error {
+			return db.cleanSnapshots(ctx, b, keys, all)
+		})
 	}
 	done := make(chan struct{})
 	go func() {
@@ -113,25 +137,30 @@ func (db *DB) cleanBackends() <-chan struct{} {
 	return done
 }
 
+// cleaner removes from a backend those of the keys that no record names, or
+// everything that none names.
+type cleaner func(ctx context.Context, keys []string, all bool) error
+
 // clean starts a cleaner (fresh) or has the one that runs begin anew, and returns
 // what is closed at its end; nil when there is nothing to do.
-func (db *DB) clean(c *cleaning, what string, fn func(context.Context) error) (done <-chan struct{}, fresh bool) {
+func (db *DB) clean(c *cleaning, what string, fn cleaner) (done <-chan struct{}, fresh bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done != nil {
 		c.again = true
 		return c.done, false
 	}
-	if !c.dirty.Load() {
+	if !c.dirty.Load() && len(c.unnamed) == 0 {
 		return nil, false
 	}
 	c.done = make(chan struct{})
 	db.background.Go(func() {
 		for more := true; more; more = c.goOn() {
-			if !c.dirty.Swap(false) {
+			keys, all := c.take()
+			if !all && len(keys) == 0 {
 				continue
 			}
-			if err := fn(db.ctx); err != nil {
+			if err := fn(db.ctx, keys, all); err != nil {
 				c.dirty.Store(true) // what failed is tried again
 				if db.ctx.Err() == nil {
 					db.log.Warn("garbage is left for the next collection", "backend", what, "error", err)
@@ -278,28 +307,22 @@ func (db *DB) namedSnapshots(ctx context.Context, snapshotter string) (keys name
 	return keys, err
 }
 
-func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
+func (db *DB) cleanSnapshots(ctx context.Context, b *backend, keys []string, all bool) error {
 	since, end := db.claims.watch()
 	defer end()
-	keys, err := db.namedSnapshots(ctx, b.name)
+	named, err := db.namedSnapshots(ctx, b.name)
 	if err != nil {
 		return err
 	}
-	parents := map[string]string{}
-	var garbage []string
-	if err := b.Walk(ctx, func(info object.SnapshotInfo) error {
-		if _, ok := keys[info.Name]; !ok {
-			parents[info.Name] = info.Parent
-			garbage = append(garbage, info.Name)
-		}
-		return nil
-	}); err != nil {
-		return fmt.Errorf("look for snapshots: %w", err)
+	garbage, parents, err := db.unnamedSnapshots(ctx, b, named, keys, all)
+	if err != nil {
+		return err
 	}
 	d := doomed{&b.cleaning, since, b.claim, func(ctx context.Context, key string) error {
 		err := b.Remove(ctx, key)
 		if errdefs.IsFailedPrecondition(err) {
-			return nil // a child is in use
+			b.lost(key) // a child is in use; with that it can go
+			return nil
 		}
 		return err
 	}}
@@ -311,6 +334,40 @@ func (db *DB) cleanSnapshots(ctx context.Context, b *backend) error {
 		}
 	}
 	return failed
+}
+
+// unnamedSnapshots looks in a backend for what no record names, among the keys or
+// all that it has. The parents are those of the garbage.
+func (db *DB) unnamedSnapshots(ctx context.Context, b *backend, named namedObjects, keys []string, all bool) (garbage []string, parents map[string]string, err error) {
+	parents = map[string]string{}
+	found := func(info object.SnapshotInfo) error {
+		if _, ok := named[info.Name]; !ok {
+			parents[info.Name] = info.Parent
+			garbage = append(garbage, info.Name)
+		}
+		return nil
+	}
+	if all {
+		if err := b.Walk(ctx, found); err != nil {
+			return nil, nil, fmt.Errorf("look for snapshots: %w", err)
+		}
+		return garbage, parents, nil
+	}
+	for _, key := range keys {
+		var info object.SnapshotInfo
+		err := db.call(ctx, func(ctx context.Context) (err error) {
+			info, err = b.Stat(ctx, key)
+			return err
+		})
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("look for snapshot %s: %w", key, err)
+		}
+		_ = found(info)
+	}
+	return garbage, parents, nil
 }
 
 // generations puts snapshots into groups, so that each comes in an earlier one

@@ -29,16 +29,23 @@ const (
 // all namespaces; what belongs to one is the record of each blob.
 type blobs struct{ Scope }
 
-// Info describes a blob; errdefs.ErrNotFound when the namespace has none.
+// Info describes a blob; errdefs.ErrNotFound when the namespace has none, or the
+// store has lost its bytes (after a power cut those that are wrong are removed).
+// The record then stays, with its references, and the blob can be written again.
 func (s blobs) Info(ctx context.Context, d digest.Digest) (info object.BlobInfo, err error) {
 	if err := checkDigest(d); err != nil {
 		return info, err
 	}
-	err = s.db.view(ctx, func(tx *bolt.Tx) error {
+	if err = s.db.view(ctx, func(tx *bolt.Tx) error {
 		info, err = s.read(tx, d)
 		return err
-	})
-	return info, err
+	}); err != nil {
+		return info, err
+	}
+	if _, err := s.db.content.store.Info(ctx, d); errdefs.IsNotFound(err) {
+		return object.BlobInfo{}, fmt.Errorf("%w: the store has lost its bytes", err)
+	}
+	return info, nil
 }
 
 func (s blobs) Update(ctx context.Context, info object.BlobInfo, fieldpaths ...string) (updated object.BlobInfo, err error) {
@@ -267,7 +274,7 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 	if err := checkName("ingest reference", opts.Ref); err != nil {
 		return nil, err
 	}
-	size, shared := int64(0), false
+	var there inBackend
 	if opts.Expected != "" {
 		if err := checkDigest(opts.Expected); err != nil {
 			return nil, err
@@ -279,20 +286,20 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 		}
 		defer s.db.claims.release(claim)
 		var err error
-		if size, shared, err = s.inBackend(ctx, opts); err != nil {
+		if there, err = s.look(ctx, opts); err != nil {
 			return nil, err
 		}
 	}
-	in, isNew, err := s.begin(ctx, opts, shared)
+	in, isNew, err := s.begin(ctx, opts, there)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{scope: s, in: in, size: size, opened: s.db.now()}
+	w := &writer{scope: s, in: in, size: there.size, opened: s.db.now()}
 	if in.expected != "" {
 		return w, nil
 	}
 	w.out, err = s.db.content.store.Writer(ctx, content.WriteOptions{Ref: in.backend, Size: opts.Size})
-	if err != nil && isNew {
+	if err != nil && isNew && !errdefs.IsUnavailable(err) { // else another was faster to open what this one has recorded
 		err = errors.Join(err, s.forget(ctx, in))
 	}
 	if err != nil {
@@ -301,31 +308,43 @@ func (s blobs) Writer(ctx context.Context, opts content.WriteOptions) (content.W
 	return w, nil
 }
 
-// inBackend tells whether the expected blob is there and may be taken over.
-// errdefs.ErrAlreadyExists when the namespace has it and no lease is to hold it.
-func (s blobs) inBackend(ctx context.Context, opts content.WriteOptions) (size int64, shared bool, err error) {
-	allowed := !s.db.isolated
+// inBackend is what the backend has of an expected blob.
+type inBackend struct {
+	size   int64
+	shared bool // it may be taken over
+	lost   bool // the namespace has a record of it, the backend no bytes
+}
+
+// look looks for the expected blob in the backend. errdefs.ErrAlreadyExists when
+// the namespace has it and no lease is to hold it.
+func (s blobs) look(ctx context.Context, opts content.WriteOptions) (there inBackend, err error) {
+	allowed, recorded := !s.db.isolated, false
 	if err := s.db.view(ctx, func(tx *bolt.Tx) error {
-		if s.lease == "" && s.bucket(tx, opts.Expected) != nil {
-			return alreadyExists(opts.Expected)
-		}
+		recorded = s.bucket(tx, opts.Expected) != nil
 		allowed = allowed || isShareable(tx, opts.Expected)
 		return nil
-	}); err != nil || !allowed {
-		return 0, false, err
+	}); err != nil || !allowed && !recorded {
+		return there, err
 	}
 	info, err := s.db.content.store.Info(ctx, opts.Expected)
-	if errdefs.IsNotFound(err) || err == nil && opts.Size != 0 && opts.Size != info.Size {
-		return 0, false, nil // a wrong size comes to light at the commit
+	switch {
+	case errdefs.IsNotFound(err):
+		return inBackend{lost: recorded}, nil
+	case err != nil:
+		return there, err
+	case recorded && s.lease == "":
+		return there, alreadyExists(opts.Expected)
+	case opts.Size != 0 && opts.Size != info.Size:
+		return there, nil // a wrong size comes to light at the commit
 	}
-	return info.Size, err == nil, err
+	return inBackend{size: info.Size, shared: allowed}, nil
 }
 
 // begin finds or makes the record of the ingest.
-func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool) (in ingest, isNew bool, err error) {
+func (s blobs) begin(ctx context.Context, opts content.WriteOptions, there inBackend) (in ingest, isNew bool, err error) {
 	exists := false
 	err = s.db.update(ctx, func(tx *bolt.Tx) error {
-		exists = opts.Expected != "" && s.bucket(tx, opts.Expected) != nil
+		exists = opts.Expected != "" && !there.lost && s.bucket(tx, opts.Expected) != nil
 		if exists {
 			s.db.touch(node{kindContent, s.namespace, opts.Expected.String()})
 			return s.hold(tx, keyContent, opts.Expected.String())
@@ -343,9 +362,10 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 			return err
 		}
 		if isNew = b.Get([]byte(keyRef)) == nil; isNew {
-			// Never used before, so that nothing is found in the backend that an
-			// earlier ingest of this name left. containerd's numbers are all 1.
-			n := max(1, all.Sequence()) + 1
+			// Never used before, not in a namespace of this name that was deleted
+			// either, so that nothing is found in the backend that an earlier ingest
+			// of this name left. containerd's numbers are all 1.
+			n := s.db.numbers.next("ingests\x00"+s.namespace, max(1, all.Sequence()))
 			if err := all.SetSequence(n); err != nil {
 				return err
 			}
@@ -361,7 +381,7 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 			}
 		}
 		in = readIngest(opts.Ref, b)
-		if shared && isNew {
+		if there.shared && isNew {
 			in.expected = opts.Expected
 			return putString(b, keyExpected, opts.Expected.String())
 		}
@@ -379,12 +399,20 @@ func (s blobs) begin(ctx context.Context, opts content.WriteOptions, shared bool
 
 // forget removes the record of an ingest that could not be opened.
 func (s blobs) forget(ctx context.Context, in ingest) error {
-	return s.db.update(context.WithoutCancel(ctx), func(tx *bolt.Tx) error {
-		if err := drop(inNamespace(tx, s.namespace, keyContent, keyIngests), in.ref); err != nil {
-			return err
-		}
-		return s.release(tx, keyIngests, in.ref)
-	})
+	return s.db.update(context.WithoutCancel(ctx), func(tx *bolt.Tx) error { return s.end(tx, in) })
+}
+
+// end removes the record of an ingest, unless that was aborted and the reference
+// is another ingest's by now.
+func (s blobs) end(tx *bolt.Tx, in ingest) error {
+	all := inNamespace(tx, s.namespace, keyContent, keyIngests)
+	if b := sub(all, in.ref); b != nil && getString(b, keyRef) != in.backend {
+		return nil
+	}
+	if err := drop(all, in.ref); err != nil {
+		return err
+	}
+	return s.release(tx, keyIngests, in.ref)
 }
 
 // isShareable tells whether a namespace that shares its blobs has this one.

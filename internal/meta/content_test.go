@@ -1,7 +1,10 @@
 package meta
 
 import (
+	"context"
+	"errors"
 	"io"
+	"maps"
 	"slices"
 	"testing"
 
@@ -121,6 +124,139 @@ func TestContentUnshare(t *testing.T) {
 	must(w.Write([]byte("new")))(t)
 	if err := w.Commit(ctx, 3, digest.FromString("new"), nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// slowStore lets something happen while the backend opens or commits an ingest.
+type slowStore struct {
+	content.Store
+	opening, committed func()
+}
+
+type slowWriter struct {
+	content.Writer
+	committed func()
+}
+
+func (s *slowStore) Writer(ctx context.Context, opts content.WriteOptions) (content.Writer, error) {
+	if fn := s.opening; fn != nil {
+		s.opening = nil
+		fn()
+	}
+	w, err := s.Store.Writer(ctx, opts)
+	if err == nil && s.committed != nil {
+		w = &slowWriter{w, s.committed}
+		s.committed = nil
+	}
+	return w, err
+}
+
+func (w *slowWriter) Commit(ctx context.Context, size int64, d digest.Digest, labels map[string]string) error {
+	err := w.Writer.Commit(ctx, size, d, labels)
+	w.committed()
+	return err
+}
+
+// Of two that begin one ingest at a time, the one that comes too late to open it
+// leaves the record of it alone.
+func TestContentTwoBegin(t *testing.T) {
+	store := &slowStore{}
+	f := newFixture(t, func(o *Options) { store.Store, o.Content = o.Content, store })
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	var faster content.Writer
+	store.opening = func() { faster = must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t) }
+	_, err := s.Writer(ctx, content.WriteOptions{Ref: "r"})
+	wantErr(t, "the second writer", err, errdefs.ErrUnavailable)
+	must(faster.Write([]byte("x")))(t)
+	f.content.dirty.Store(true)
+	must(f.Collect(ctx))(t)
+	if err := faster.Commit(ctx, 1, "", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A commit ends its own ingest, not the one that was begun under its reference
+// after an abort.
+func TestContentCommitBesideAbort(t *testing.T) {
+	store := &slowStore{}
+	f := newFixture(t, func(o *Options) { store.Store, o.Content = o.Content, store })
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	var next content.Writer
+	store.committed = func() {
+		if err := s.Abort(ctx, "r"); err != nil {
+			t.Error(err)
+		}
+		next = must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t)
+	}
+	w := must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t)
+	must(w.Write([]byte("x")))(t)
+	if err := w.Commit(ctx, 1, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	must(next.Write([]byte("y")))(t)
+	f.content.dirty.Store(true)
+	must(f.Collect(ctx))(t)
+	if err := next.Commit(ctx, 1, "", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was being written in a namespace goes with it, and is not taken up by the
+// next one of that name.
+func TestContentNamespaceDeleted(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	s := f.Scope("ns", "").Content()
+	begin := func() content.Writer { return must(s.Writer(ctx, content.WriteOptions{Ref: "r"}))(t) }
+	w := begin()
+	must(w.Write([]byte("x")))(t)
+	if err := errors.Join(w.Close(), f.Namespaces().Delete(ctx, "ns")); err != nil {
+		t.Fatal(err)
+	}
+	w = begin()
+	defer w.Close()
+	if st := must(w.Status())(t); st.Offset != 0 {
+		t.Errorf("a new ingest has %d bytes", st.Offset)
+	}
+	must(f.Collect(ctx))(t)
+	if all := must(f.store.ListStatuses(ctx))(t); len(all) != 1 {
+		t.Errorf("the store has the ingests %v", all)
+	}
+}
+
+// A blob whose bytes the store has lost can be written again; its record, and what
+// that refers to, stays.
+func TestContentLost(t *testing.T) {
+	for _, isolated := range []bool{false, true} {
+		f := newFixture(t, func(o *Options) { o.Isolated = isolated })
+		ctx := t.Context()
+		s := f.Scope("ns", "")
+		layer := putBlob(t, s, "layer", nil)
+		labels := map[string]string{"containerd.io/gc.root": "x", "containerd.io/gc.ref.content.l": layer.String()}
+		d := putBlob(t, s, "manifest", labels)
+		if err := f.store.Delete(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Content().Info(ctx, d)
+		wantErr(t, "info of what is lost", err, errdefs.ErrNotFound)
+		must(f.Collect(ctx))(t)
+		must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+		w := must(f.Scope("ns", "l").Content().Writer(ctx, content.WriteOptions{Ref: "r", Expected: d}))(t)
+		must(w.Write([]byte("manifest")))(t)
+		if err := w.Commit(ctx, 8, d, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		if text, err := readBlobText(t, s, d); text != "manifest" {
+			t.Errorf("read %q, %v", text, err)
+		}
+		if info := must(s.Content().Info(ctx, d))(t); !maps.Equal(info.Labels, labels) {
+			t.Errorf("labels %v", info.Labels)
+		}
+		must(s.Content().Info(ctx, layer))(t)
+		_, err = s.Content().Writer(ctx, content.WriteOptions{Ref: "r", Expected: d})
+		wantErr(t, "writer for what is there again", err, errdefs.ErrAlreadyExists)
 	}
 }
 

@@ -33,6 +33,7 @@ type fakeSnapshots struct {
 	onPrepare func()
 	onStat    func()
 	removed   []string
+	walks     int
 }
 
 func newFakeSnapshots() *fakeSnapshots {
@@ -179,6 +180,7 @@ func (f *fakeSnapshots) Walk(_ context.Context, fn func(object.SnapshotInfo) err
 		return err
 	}
 	f.mu.Lock()
+	f.walks++
 	all := maps.Clone(f.all)
 	f.mu.Unlock()
 	for _, info := range all {

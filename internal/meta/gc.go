@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,8 +53,8 @@ import (
 // Why it is safe to remove from a backend what no record names. Those who are
 // about to record a backend object hold a claim on it from before they look at
 // or make it until the record is committed. The collector begins to watch the
-// claims, reads once what the records name, looks through the backend, and dooms
-// what was not named; that fails when the object is claimed, or was at any time
+// claims, reads once what the records name, looks through the backend, or in it for
+// what removed records had named, and dooms what is not named; that fails when the object is claimed, or was at any time
 // since the watch began. So what is doomed had no record then, nor got one since,
 // and as nobody claims it, it cannot get one before the removal has ended. See
 // claims.
@@ -172,7 +173,7 @@ func (db *DB) touch(n node) {
 }
 
 // sweep removes the records of a batch that are still garbage.
-func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
+func (db *DB) sweep(m *marker, batch []node) (removed []removal, err error) {
 	err = db.bolt.Update(context.Background(), func(tx *bolt.Tx) error {
 		removed = nil
 		m.tx = tx
@@ -183,12 +184,12 @@ func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
 			if m.isMarked(n) {
 				continue
 			}
-			gone, err := removeNode(tx, n)
+			backend, gone, err := removeNode(tx, n)
 			if err != nil {
 				return fmt.Errorf("remove %s in namespace %s: %w", n.key, n.ns, err)
 			}
 			if gone {
-				removed = append(removed, n)
+				removed = append(removed, removal{n, backend})
 			}
 		}
 		return nil
@@ -196,16 +197,25 @@ func (db *DB) sweep(m *marker, batch []node) (removed []node, err error) {
 	return removed, err
 }
 
-func removeNode(tx *bolt.Tx, n node) (gone bool, err error) {
+// removal is a record that was removed, and the key of the snapshot that it named
+// in its backend.
+type removal struct {
+	node
+	backend string
+}
+
+func removeNode(tx *bolt.Tx, n node) (backend string, gone bool, err error) {
 	path, key := n.path()
 	all := inNamespace(tx, n.ns, path...)
-	if sub(all, key) == nil {
-		return false, nil
+	record := sub(all, key)
+	if record == nil {
+		return "", false, nil
 	}
 	if n.kind == kindSnapshot {
-		return true, unlinkSnapshot(all, key)
+		backend = getString(record, keyName)
+		return backend, true, unlinkSnapshot(all, key)
 	}
-	return true, all.DeleteBucket([]byte(key))
+	return "", true, all.DeleteBucket([]byte(key))
 }
 
 // path of the bucket that holds the record, and its key there.
@@ -240,6 +250,7 @@ type marker struct {
 	// expiry is the earliest moment at which something that was a root expires;
 	// zero when nothing does.
 	expiry time.Time
+	last   place // of references
 }
 
 func newMarker(now time.Time) *marker {
@@ -252,7 +263,7 @@ func (m *marker) mark(tx *bolt.Tx) (garbage []node) {
 	m.eachNamespace(m.roots)
 	m.drain(new(boltx.Pace).Step)
 	m.eachNamespace(func(ns string, b *bolt.Bucket) {
-		eachCollectable(ns, b, func(n node, _ *bolt.Bucket) {
+		eachCollectable(ns, b, func(n node, _ *bolt.Bucket, _ []byte) {
 			if !m.isMarked(n) {
 				garbage = append(garbage, n)
 			}
@@ -302,13 +313,17 @@ func (m *marker) eachNamespace(fn func(ns string, b *bolt.Bucket)) {
 	})
 }
 
-// eachCollectable calls fn for every record that the collector may remove.
-func eachCollectable(ns string, b *bolt.Bucket, fn func(node, *bolt.Bucket)) {
+// eachCollectable calls fn for every record that the collector may remove, with
+// where it is: to open them all takes longer than to go through their names.
+func eachCollectable(ns string, b *bolt.Bucket, fn func(n node, all *bolt.Bucket, key []byte)) {
 	var pace boltx.Pace
 	each := func(kind nodeKind, prefix string, all *bolt.Bucket) {
-		_ = records(all, func(key []byte, record *bolt.Bucket) error {
+		if all == nil {
+			return
+		}
+		_ = all.ForEachBucket(func(key []byte) error {
 			pace.Step()
-			fn(node{kind, ns, prefix + string(key)}, record)
+			fn(node{kind, ns, prefix + string(key)}, all, key)
 			return nil
 		})
 	}
@@ -324,7 +339,8 @@ func eachCollectable(ns string, b *bolt.Bucket, fn func(node, *bolt.Bucket)) {
 
 // roots pushes the roots of a namespace and collects its back references.
 func (m *marker) roots(ns string, b *bolt.Bucket) {
-	eachCollectable(ns, b, func(n node, record *bolt.Bucket) {
+	eachCollectable(ns, b, func(n node, all *bolt.Bucket, key []byte) {
+		record := all.Bucket(key)
 		switch n.kind {
 		case kindLease:
 			m.lease(n, record)
@@ -403,13 +419,30 @@ func expiryOf(record *bolt.Bucket) time.Time {
 	return t
 }
 
+// bucket is inNamespace in the transaction of the marker, without the way there
+// for those that lie in the same one as the node before.
+func (m *marker) bucket(ns string, path []string) *bolt.Bucket {
+	if m.last.tx != m.tx || m.last.ns != ns || !slices.Equal(m.last.path, path) {
+		m.last = place{m.tx, ns, path, inNamespace(m.tx, ns, path...)}
+	}
+	return m.last.bucket
+}
+
+// place is a bucket of records, and how it was reached.
+type place struct {
+	tx     *bolt.Tx
+	ns     string
+	path   []string
+	bucket *bolt.Bucket
+}
+
 // references pushes what a node refers to.
 func (m *marker) references(n node) {
 	for _, kept := range m.back[n] {
 		m.push(kept)
 	}
 	path, key := n.path()
-	record := sub(inNamespace(m.tx, n.ns, path...), key)
+	record := sub(m.bucket(n.ns, path), key)
 	if record == nil {
 		return // nothing is there, or not any more
 	}

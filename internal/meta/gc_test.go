@@ -25,7 +25,7 @@ import (
 func (f *fixture) has(t testing.TB, ns string) (all []string) {
 	t.Helper()
 	if err := f.view(t.Context(), func(tx *bolt.Tx) error {
-		eachCollectable(ns, inNamespace(tx, ns), func(n node, _ *bolt.Bucket) {
+		eachCollectable(ns, inNamespace(tx, ns), func(n node, _ *bolt.Bucket, _ []byte) {
 			all = append(all, fmt.Sprintf("%d:%s", n.kind, n.key))
 		})
 		return nil
@@ -331,6 +331,117 @@ func TestCollectSurvivesBackends(t *testing.T) {
 	close(release)
 }
 
+// A collection looks in the backend for what removed records had named, and goes
+// through all of it only when something else may be there.
+func TestCollectLooksForWhatWasRemoved(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	s := f.snapshotter(t, "ns", "")
+	collect := func(left ...string) {
+		t.Helper()
+		must(f.Collect(ctx))(t)
+		var got []string
+		for _, k := range f.snapshots.keys() {
+			_, _, key, _ := parseBackendKey(k)
+			got = append(got, key)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, left) {
+			t.Errorf("the backend has %v, want %v", got, left)
+		}
+	}
+	root := map[string]string{"containerd.io/gc.root": "x"}
+	for _, k := range []string{"a", "b", "c", "d"} {
+		must(s.Prepare(ctx, k, "", root))(t)
+	}
+	must(s.Prepare(ctx, "unreferenced", "", nil))(t)
+	if err := s.Commit(ctx, "p", "d", snapshot.CommitOptions{Labels: root}); err != nil {
+		t.Fatal(err)
+	}
+	collect("a", "b", "c", "p")
+	before := f.snapshots.walks
+	must(s.Prepare(ctx, "unreferenced", "", nil))(t)
+	if err := s.Remove(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	collect("b", "c", "p")
+	// A snapshot that another record names, too, stays until both are gone.
+	shared := must(s.resolve(ctx, "b"))(t)
+	if err := f.update(ctx, func(tx *bolt.Tx) error {
+		other := f.snapshotter(t, "other", "")
+		return other.insert(tx, shared, plan{})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "b"); err != nil {
+		t.Fatal(err)
+	}
+	collect("b", "c", "p")
+	if err := f.snapshotter(t, "other", "").Remove(ctx, "b"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c", "p")
+	// One with a child that nobody knows of is tried again.
+	parent := must(s.resolve(ctx, "p"))(t)
+	must(f.snapshots.Prepare(ctx, "x/1/child", parent.backend, nil))(t)
+	if err := s.Remove(ctx, "p"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c", "child", "p")
+	if err := f.snapshots.Remove(ctx, "x/1/child"); err != nil {
+		t.Fatal(err)
+	}
+	collect("c")
+	if n := f.snapshots.walks - before; n != 0 {
+		t.Errorf("the backend was walked %d times", n)
+	}
+	must(f.snapshots.Prepare(ctx, "x/2/stray", "", nil))(t)
+	f.backends["fake"].dirty.Store(true)
+	collect("c")
+}
+
+// Who waits for a collection causes no other.
+func TestSynchronousDeleteCollectsOnce(t *testing.T) {
+	collected := 0
+	f := newFixture(t, func(o *Options) { o.Collected = func(time.Duration, error) { collected++ } })
+	ctx := t.Context()
+	s := f.Scope("ns", "")
+	must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	must(s.Images().Create(ctx, testImage("i", digest.FromString("x"))))(t)
+	if err := errors.Join(s.Leases().Delete(ctx, "l", true), s.Images().Delete(ctx, "i", ImageDelete{Sync: true})); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.sched.deletions; n != 0 || collected != 2 {
+		t.Errorf("%d deletions await another collection after %d", n, collected)
+	}
+	must(s.Leases().Create(ctx, object.Lease{ID: "l"}))(t)
+	if err := s.Leases().Delete(ctx, "l", false); err != nil {
+		t.Fatal(err)
+	}
+	if f.sched.deletions != 1 {
+		t.Error("a deletion without a collection does not count")
+	}
+}
+
+// An image that is labelled leaves no garbage, one that is moved may.
+func TestImageUpdateCollects(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	images := f.Scope("ns", "").Images()
+	img := must(images.Create(ctx, testImage("i", digest.FromString("x"))))(t)
+	img.Labels = map[string]string{"a": "b"}
+	must(images.Update(ctx, img, "labels"))(t)
+	must(images.Update(ctx, img))(t)
+	if n := f.sched.deletions; n != 0 {
+		t.Errorf("%d deletions after a label was set", n)
+	}
+	img.Target.Digest = digest.FromString("y")
+	must(images.Update(ctx, img, "target"))(t)
+	if n := f.sched.deletions; n != 1 {
+		t.Errorf("%d deletions after the image was moved", n)
+	}
+}
+
 // A collection that finds a backend being cleaned for an earlier one returns only
 // when its own garbage is gone, too.
 func TestCollectBesideCleaner(t *testing.T) {
@@ -431,6 +542,29 @@ func TestScheduler(t *testing.T) {
 		s.expireAt(time.Now().Add(30 * time.Minute))
 		after(t, 29*time.Minute, runs, 0)
 		after(t, 2*time.Minute, runs, 1)
+	})
+}
+
+// Nothing is collected for something that expires when nobody alive will see it.
+func TestFarExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int64
+		var s *scheduler
+		far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+		s = newScheduler(DefaultGC(), time.Now, func() bool {
+			runs.Add(1)
+			s.expireAt(far) // as the mark finds it again
+			return true
+		})
+		defer s.close()
+		s.start()
+		time.Sleep(time.Second)
+		s.expireAt(far)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := runs.Load(); n != 1 {
+			t.Errorf("%d collections in an hour, want that of the start", n)
+		}
 	})
 }
 

@@ -67,10 +67,12 @@ func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...stri
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{keyLabels, keyTarget}
 	}
-	if err := i.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	moved := false // away from what only it may have kept
+	if err := i.scope.db.update(ctx, func(tx *bolt.Tx) error {
 		if updated, err = imageKind().in(tx, i.scope, img.Name); err != nil {
 			return err
 		}
+		before := updated.Target.Digest
 		if err := (fieldMask{"image " + img.Name, fieldpaths}).apply(func(field string, e entry) bool {
 			switch {
 			case field == keyLabels:
@@ -90,10 +92,14 @@ func (i Images) Update(ctx context.Context, img object.Image, fieldpaths ...stri
 		if err := i.check(&updated); err != nil {
 			return err
 		}
+		moved = updated.Target.Digest != before
 		updated.UpdatedAt = i.scope.db.now()
 		return i.put(tx, inNamespace(tx, i.scope.namespace, keyImages, img.Name), updated)
 	}); err != nil {
 		return object.Image{}, err
+	}
+	if moved {
+		i.scope.db.sched.mutated(true)
 	}
 	i.scope.publish(ctx, events.ImageUpdate(updated))
 	return updated, nil
@@ -111,7 +117,7 @@ type ImageDelete struct {
 // Delete removes an image record; what only it referred to is collected later.
 // errdefs.ErrNotFound.
 func (i Images) Delete(ctx context.Context, name string, opts ImageDelete) error {
-	if err := i.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := i.scope.db.updateAndCollect(ctx, opts.Sync, func(tx *bolt.Tx) error {
 		all := inNamespace(tx, i.scope.namespace, keyImages)
 		if opts.Target != "" {
 			img, err := imageKind().in(tx, i.scope, name)
@@ -131,8 +137,7 @@ func (i Images) Delete(ctx context.Context, name string, opts ImageDelete) error
 	}
 	i.scope.publish(ctx, events.ImageDelete(name))
 	if opts.Sync {
-		_, err := i.scope.db.Collect(ctx)
-		return err
+		return i.scope.db.collectNow(ctx)
 	}
 	return nil
 }

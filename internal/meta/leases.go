@@ -63,14 +63,13 @@ func (l Leases) List(ctx context.Context, filters ...string) ([]object.Lease, er
 // Delete removes a lease; sync runs a collection before it returns.
 // errdefs.ErrNotFound.
 func (l Leases) Delete(ctx context.Context, id string, sync bool) error {
-	if err := l.scope.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
+	if err := l.scope.db.updateAndCollect(ctx, sync, func(tx *bolt.Tx) error {
 		return remove(inNamespace(tx, l.scope.namespace, keyLeases), "lease", id)
 	}); err != nil {
 		return err
 	}
 	if sync {
-		_, err := l.scope.db.Collect(ctx)
-		return err
+		return l.scope.db.collectNow(ctx)
 	}
 	return nil
 }

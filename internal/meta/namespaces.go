@@ -119,7 +119,7 @@ func (n Namespaces) Update(ctx context.Context, ns object.Namespace, fieldpaths 
 // Delete removes an empty namespace; errdefs.ErrFailedPrecondition names what
 // is left in it.
 func (n Namespaces) Delete(ctx context.Context, name string) error {
-	if err := n.db.update(ctx, func(tx *bolt.Tx) error {
+	if err := n.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
 		b := inNamespace(tx, name)
 		if b == nil {
 			return notFound("namespace", name)
@@ -131,6 +131,7 @@ func (n Namespaces) Delete(ctx context.Context, name string) error {
 	}); err != nil {
 		return err
 	}
+	n.db.content.dirty.Store(true) // it may have had ingests
 	n.db.publish(ctx, name, events.NamespaceDelete(name))
 	return nil
 }

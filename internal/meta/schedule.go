@@ -35,6 +35,10 @@ const minCollection = 5 * time.Millisecond
 // retryAfter a collection failed, the next is tried.
 const retryAfter = 10 * time.Second
 
+// farOff is no sooner than any timer needs to fire. What expires in the year 9999
+// is further away than a time.Duration reaches, which must not be added to.
+const farOff = 100 * 365 * 24 * time.Hour
+
 // scheduler decides when to collect. Nothing polls: changes count, and the
 // one that gives cause sets the timer; so does the earliest expiry. Without a
 // cause no timer runs.
@@ -118,7 +122,7 @@ func (s *scheduler) plan() {
 	}
 	if !s.expiry.IsZero() {
 		// A moment later: what expires at t is garbage after t.
-		in := max(0, s.expiry.Sub(s.now())) + time.Millisecond
+		in := min(max(0, s.expiry.Sub(s.now())), farOff) + time.Millisecond
 		s.schedule(latest(now.Add(in), s.earliest))
 	}
 }

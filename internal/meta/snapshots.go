@@ -347,12 +347,14 @@ func (s *snapshots) Remove(ctx context.Context, key string) error {
 		return err
 	}
 	defer unlock()
+	backend := ""
 	if err := s.db.updateRemoving(ctx, func(tx *bolt.Tx) error {
 		all := s.bucket(tx)
 		b := sub(all, key)
 		if b == nil {
 			return notFound("snapshot", key)
 		}
+		backend = getString(b, keyName)
 		if child := firstChild(all, key); child != "" {
 			return fmt.Errorf("snapshot %q is the parent of %q and cannot be removed before it: %w", key, child, errdefs.ErrFailedPrecondition)
 		}
@@ -363,7 +365,7 @@ func (s *snapshots) Remove(ctx context.Context, key string) error {
 	}); err != nil {
 		return err
 	}
-	s.backend.dirty.Store(true)
+	s.backend.lost(backend)
 	s.publish(ctx, events.SnapshotRemove(s.name, key))
 	return nil
 }

@@ -18,6 +18,20 @@ func (db *DB) updateRemoving(ctx context.Context, fn func(*bolt.Tx) error) error
 	return db.write(ctx, fn, true)
 }
 
+// updateAndCollect is updateRemoving for those who wait for a collection after it,
+// with collectNow: none is to be scheduled besides.
+func (db *DB) updateAndCollect(ctx context.Context, collect bool, fn func(*bolt.Tx) error) error {
+	return db.write(ctx, fn, !collect)
+}
+
+func (db *DB) collectNow(ctx context.Context) error {
+	_, err := db.Collect(ctx)
+	if err != nil {
+		db.sched.mutated(true)
+	}
+	return err
+}
+
 func (db *DB) write(ctx context.Context, fn func(*bolt.Tx) error, removal bool) error {
 	if err := db.bolt.Update(ctx, fn); err != nil {
 		return err

@@ -138,10 +138,7 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		if exists, err = w.record(tx, actual, actualSize, labels); err != nil {
 			return err
 		}
-		if err := drop(inNamespace(tx, w.scope.namespace, keyContent, keyIngests), w.in.ref); err != nil {
-			return err
-		}
-		if err := w.scope.release(tx, keyIngests, w.in.ref); err != nil {
+		if err := w.scope.end(tx, w.in); err != nil {
 			return err
 		}
 		return w.scope.hold(tx, keyContent, actual.String())

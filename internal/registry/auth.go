@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"berth/internal/registry/challenge"
+
 	"github.com/containerd/errdefs"
 )
 
@@ -42,7 +44,7 @@ type authorizer struct {
 	// tokens by the scopes that were wanted.
 	tokens map[string]bearer
 	// known is the challenge that was last met with a token.
-	known *challenge
+	known *challenge.Challenge
 	// asking is held by the one goroutine that fetches a token.
 	asking chan struct{}
 }
@@ -119,15 +121,15 @@ func (a *authorizer) answer(ctx context.Context, headers []string, offered strin
 	if creds.Header != "" {
 		return offered != creds.Header, nil
 	}
-	challenges := parseChallenges(headers)
+	challenges := challenge.Parse(headers)
 	for _, c := range challenges {
-		if c.scheme == "bearer" && c.params["realm"] != "" {
+		if c.Scheme == "bearer" && c.Params["realm"] != "" {
 			a.refuse(scopes, strings.TrimPrefix(offered, "Bearer "))
 			return true, a.fetchToken(ctx, c, creds, scopes)
 		}
 	}
 	for _, c := range challenges {
-		if c.scheme == "basic" && (creds.Username != "" || creds.Secret != "") {
+		if c.Scheme == "basic" && (creds.Username != "" || creds.Secret != "") {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			a.basic = true
@@ -148,7 +150,7 @@ func (a *authorizer) refuse(scopes []string, value string) {
 
 // fetchToken asks the token service for the wanted scopes. Callers that want a
 // token at the same time wait for each other: the second finds that of the first.
-func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credentials, scopes []string) error {
+func (a *authorizer) fetchToken(ctx context.Context, c challenge.Challenge, creds Credentials, scopes []string) error {
 	key := scopeKey(scopes)
 	a.mu.Lock()
 	if a.asking == nil {
@@ -170,17 +172,17 @@ func (a *authorizer) fetchToken(ctx context.Context, c challenge, creds Credenti
 		return nil
 	}
 
-	realm, err := a.realm(c.params["realm"])
+	realm, err := a.realm(c.Params["realm"])
 	if err != nil {
 		return err
 	}
 	want := slices.Clone(scopes)
-	for s := range strings.FieldsSeq(c.params["scope"]) {
+	for s := range strings.FieldsSeq(c.Params["scope"]) {
 		if !covered(s, want) {
 			want = append(want, s)
 		}
 	}
-	token, err := a.requestToken(ctx, tokenQuestion{realm, c.params["service"], want, creds})
+	token, err := a.requestToken(ctx, tokenQuestion{realm, c.Params["service"], want, creds})
 	if err != nil {
 		return err
 	}
@@ -353,66 +355,4 @@ func covered(scope string, want []string) bool {
 		}
 	}
 	return false
-}
-
-// challenge is one of those that a WWW-Authenticate header poses.
-type challenge struct {
-	scheme string // in lower case
-	params map[string]string
-}
-
-// parseChallenges reads WWW-Authenticate headers (RFC 9110, 11.6.1). What it
-// does not understand it leaves out.
-func parseChallenges(headers []string) []challenge {
-	var out []challenge
-	for _, s := range headers {
-		if len(s) > 8<<10 {
-			continue
-		}
-		for s = strings.TrimLeft(s, " ,\t"); s != ""; s = strings.TrimLeft(s, " ,\t") {
-			word, rest := token(s)
-			if word == "" {
-				break
-			}
-			if key := strings.TrimLeft(rest, " \t"); strings.HasPrefix(key, "=") && len(out) > 0 {
-				var value string
-				value, s = paramValue(strings.TrimLeft(key[1:], " \t"))
-				out[len(out)-1].params[strings.ToLower(word)] = value
-				continue
-			}
-			out = append(out, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
-			s = rest
-		}
-	}
-	return out
-}
-
-func token(s string) (word, rest string) {
-	i := strings.IndexFunc(s, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
-	})
-	if i < 0 {
-		i = len(s)
-	}
-	return s[:i], s[i:]
-}
-
-func paramValue(s string) (value, rest string) {
-	if !strings.HasPrefix(s, `"`) {
-		return token(s)
-	}
-	var b strings.Builder
-	for i := 1; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			if i++; i < len(s) {
-				b.WriteByte(s[i])
-			}
-		case '"':
-			return b.String(), s[i+1:]
-		default:
-			b.WriteByte(s[i])
-		}
-	}
-	return b.String(), ""
 }

@@ -7,6 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -40,11 +43,44 @@ func (b *blob) openElsewhere(notFound error) error {
 
 // elsewhere is a host that is no registry.
 func (r *Remote) elsewhere(u *url.URL) (*host, error) {
-	ip := net.ParseIP(u.Hostname())
-	if ip != nil && (ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast()) || loopback(u.Host) && !loopback(r.ref.Host) {
-		return nil, fmt.Errorf("layer at %s: an address of this machine or link, which is not asked: %w", redact(u), errdefs.ErrPermissionDenied)
+	local := loopback(r.ref.Host)
+	refuse := func(u *url.URL) error {
+		if ip := net.ParseIP(u.Hostname()); ip != nil && near(ip, local) || loopback(u.Host) && !local {
+			return fmt.Errorf("layer at %s: an address of this machine or link, which is not asked: %w", redact(u), errdefs.ErrPermissionDenied)
+		}
+		return nil
 	}
-	h := &host{name: u.Host, scheme: u.Scheme, opts: r.opts, client: newClient(nil, 0), attempts: r.opts.Retry.Attempts}
+	if err := refuse(u); err != nil {
+		return nil, err
+	}
+	client := newClient(nil, 0)
+	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
+		if err := refuse(req.URL); err != nil {
+			return err
+		}
+		return checkRedirect(req, via)
+	}
+	// A name may stand for such an address. Behind a proxy it is the proxy that
+	// looks names up, and its own address may well be one.
+	if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err == nil && proxy == nil {
+		dialer := &net.Dialer{Timeout: 30 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
+			host, _, _ := net.SplitHostPort(address)
+			host, _, _ = strings.Cut(host, "%") // an IPv6 zone
+			if ip := net.ParseIP(host); ip == nil || near(ip, local) {
+				return fmt.Errorf("%s is an address of this machine or link, which is not asked for a layer: %w", host, errdefs.ErrPermissionDenied)
+			}
+			return nil
+		}}
+		transport := client.Transport.(*http.Transport)
+		transport.DialContext, transport.Proxy = dialer.DialContext, nil
+	}
+	h := &host{name: u.Host, scheme: u.Scheme, opts: r.opts, client: client, attempts: r.opts.Retry.Attempts}
 	h.opts.Headers, h.auth = http.Header{}, &authorizer{host: h}
 	return h, nil
+}
+
+// near tells an address that only this machine, unless local allows that, or
+// this link can reach.
+func near(ip net.IP, local bool) bool {
+	return ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() && !local || ip.IsLoopback() && !local
 }

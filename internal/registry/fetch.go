@@ -184,7 +184,7 @@ func (r *Remote) FetchAll(ctx context.Context, desc ispec.Descriptor, limit int6
 		return doc, nil
 	}
 	var err error
-	for range 2 {
+	for range max(2, len(r.hosts)) {
 		var body io.ReadCloser
 		if body, err = r.Fetch(ctx, desc, 0); err != nil {
 			return nil, err

@@ -6,17 +6,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func TestParseChallenges(t *testing.T) {
-	got := parseChallenges([]string{`Bearer realm="https://a.example/t?x=1,2",service="s \"q\"", scope="repository:a:pull,push"`, `Basic realm=x, Negotiate`})
-	if len(got) != 3 || got[0].scheme != "bearer" || got[1].scheme != "basic" || got[2].scheme != "negotiate" {
-		t.Fatalf("%+v", got)
-	}
-	p := got[0].params
-	if p["realm"] != "https://a.example/t?x=1,2" || p["service"] != `s "q"` || p["scope"] != "repository:a:pull,push" || got[1].params["realm"] != "x" {
-		t.Errorf("%+v", got)
-	}
-}
-
 func TestCovered(t *testing.T) {
 	want := []string{"repository:a/b:pull,push"}
 	for s, ok := range map[string]bool{"repository:a/b:pull": true, "repository:a/b:push,pull": true, "repository:a/b:delete": false, "repository:a:pull": false, "x": false} {
@@ -36,18 +25,6 @@ func TestRealm(t *testing.T) {
 			t.Errorf("%s: %v", s, err)
 		}
 	}
-}
-
-func FuzzChallenges(f *testing.F) {
-	f.Add(`Bearer realm="https://a.example/t",service="s",scope="repository:a:pull"`)
-	f.Add(`Basic realm="a\"b" , Bearer a=b`)
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, c := range parseChallenges([]string{s}) {
-			if c.scheme == "" || c.params == nil {
-				t.Errorf("%+v", c)
-			}
-		}
-	})
 }
 
 func FuzzHosts(f *testing.F) {

@@ -34,6 +34,7 @@ type pieces struct {
 	ahead []*piece // in order; the first begins where head, or the piece before, ends
 	next  int64    // where the first piece that was not begun starts
 	cur   *piece
+	err   error // that ended the reading: what follows is not what comes next
 
 	eager  bool // do not judge the rate
 	judged bool // it was, or must not be any more
@@ -63,6 +64,15 @@ func newPieces(head *blob) *pieces {
 }
 
 func (p *pieces) Read(b []byte) (int, error) {
+	if p.err != nil {
+		return 0, p.err
+	}
+	n, err := p.readOn(b)
+	p.err = err
+	return n, err
+}
+
+func (p *pieces) readOn(b []byte) (int, error) {
 	for {
 		if p.cur != nil {
 			if n := copy(b, p.cur.buf[p.cur.off:]); n > 0 || len(b) == 0 {

@@ -18,7 +18,9 @@ import (
 type Upload struct {
 	Desc ispec.Descriptor
 	// Open gives the bytes, from the beginning each time. A reader that is an
-	// io.Seeker is moved forward where an upload goes on in the middle.
+	// io.Seeker is moved forward where an upload goes on in the middle. nil for a
+	// blob that is not here: the registry has it, or takes it from MountFrom, or
+	// Push is errdefs.ErrNotFound.
 	Open func() (io.ReadCloser, error)
 	// MountFrom is another repository at the same host that has the blob, or empty.
 	MountFrom string
@@ -114,12 +116,17 @@ func (r *Remote) pushBlob(ctx context.Context, h *host, up Upload) (bool, error)
 		case err == nil && resp.StatusCode == http.StatusCreated:
 			drain(resp)
 			return true, nil
+		case err == nil && up.Open == nil:
+			r.abandon(ctx, h, resp)
 		case err == nil:
 			return false, r.upload(ctx, h, up, start, resp)
 		case ctx.Err() != nil:
 			return false, err
 		}
 		// Not allowed to mount, perhaps: then without.
+	}
+	if up.Open == nil {
+		return false, fmt.Errorf("registry %s does not have %s, and neither is it here: %w", h.name, d, errdefs.ErrNotFound)
 	}
 	resp, err := h.do(ctx, start)
 	if err != nil {

@@ -14,7 +14,7 @@
 //
 // Liveness: a connection on which nothing moves for StallTimeout is given up,
 // and a blob goes on where it stopped, on a new connection, with a range
-// request. Answers 429 and 5xx are asked again after a pause that grows, or
+// request. Who has been sent a blob gets time to store it. Answers 429 and 5xx are asked again after a pause that grows, or
 // that the server names, within bounds; where another host can stand in, it is
 // asked instead. A Network remembers for all remotes which hosts are silent, so
 // that a dead mirror is waited for once.

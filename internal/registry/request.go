@@ -21,6 +21,10 @@ import (
 
 const maxRedirects = 10
 
+// storeRate, in bytes per second, is how slowly a server may store what it has
+// received.
+const storeRate = 4 << 20
+
 // errStalled is the cause of a request that was given up because nothing moved.
 var errStalled = errors.New("nothing was received for too long")
 
@@ -44,6 +48,9 @@ type call struct {
 	// patient asks again even where another host could stand in; once never
 	// asks again after the request has been sent.
 	patient, once bool
+	// stores is how many bytes the server has to store before it answers, which
+	// takes some of them minutes for a large blob.
+	stores int64
 }
 
 // attempts of a call.
@@ -156,6 +163,10 @@ func (h *host) owns(u *url.URL) bool {
 func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(parent)
 	dog := newWatchdog(h.opts.StallTimeout, func() { cancel(errStalled) })
+	dog.patience = time.Duration(float64(c.stores) / storeRate * float64(time.Second))
+	if c.body == nil && c.stores > 0 {
+		dog.wait()
+	}
 	u := h.url(c)
 	req, err := http.NewRequestWithContext(ctx, c.method, u.String(), nil)
 	if err != nil {
@@ -169,7 +180,7 @@ func (h *host) send(parent context.Context, c *call) (*http.Response, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &watchedUpload{ReadCloser: b, dog: dog}, nil
+			return &watchedUpload{ReadCloser: b, dog: dog, left: c.size}, nil
 		}
 		if req.Body, err = open(); err != nil {
 			dog.stop()
@@ -351,8 +362,11 @@ func (h *host) logRequest(req *http.Request) {
 	}
 	args := []any{"method", req.Method, "url", redact(req.URL)}
 	for k, v := range req.Header {
-		if k != "Authorization" && k != "Cookie" {
+		switch k {
+		case "Accept", "Range", "User-Agent", "Content-Type", "Content-Range":
 			args = append(args, "header."+k, strings.Join(v, ", "))
+		default: // configured, perhaps, and a secret
+			args = append(args, "header."+k, "(hidden)")
 		}
 	}
 	h.opts.Log.Info("registry request", args...)

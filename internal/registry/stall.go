@@ -14,6 +14,8 @@ import (
 type watchdog struct {
 	timer *time.Timer
 	after time.Duration
+	// patience is what wait adds.
+	patience time.Duration
 }
 
 func newWatchdog(after time.Duration, bite func()) *watchdog {
@@ -27,6 +29,13 @@ func newWatchdog(after time.Duration, bite func()) *watchdog {
 func (w *watchdog) touch() {
 	if w.timer != nil {
 		w.timer.Reset(w.after)
+	}
+}
+
+// wait is touch when all was said and the other side has work to do.
+func (w *watchdog) wait() {
+	if w.timer != nil {
+		w.timer.Reset(w.after + w.patience)
 	}
 }
 
@@ -74,15 +83,19 @@ func (b *watchedBody) Close() error {
 var errRequestBody = errors.New("read what is to be sent")
 
 // watchedUpload is the body of a request: as long as it is read, the
-// connection moves.
+// connection moves. Its last bytes are left to the answer to wait for.
 type watchedUpload struct {
 	io.ReadCloser
-	dog *watchdog
+	dog  *watchdog
+	left int64
 }
 
 func (b *watchedUpload) Read(p []byte) (int, error) {
 	b.dog.touch()
 	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left <= 0 || err == io.EOF {
+		b.dog.wait()
+	}
 	if err != nil && err != io.EOF {
 		err = errors.Join(errRequestBody, err)
 	}

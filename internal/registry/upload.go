@@ -79,6 +79,22 @@ func (r *Remote) upload(ctx context.Context, h *host, up Upload, start call, sta
 	}
 }
 
+// abandon ends an upload that was begun and is not wanted. One that cannot be
+// ended is the registry's to clean up, as one that was cut is.
+func (r *Remote) abandon(ctx context.Context, h *host, started *http.Response) {
+	u := &upload{Remote: r, h: h}
+	if u.session(started) != nil {
+		return
+	}
+	resp, err := h.do(ctx, call{
+		doing: "end an upload", method: http.MethodDelete, absolute: u.loc, scopes: r.pushScope(), once: true,
+		accept: []int{http.StatusNoContent, http.StatusOK, http.StatusAccepted},
+	})
+	if err == nil {
+		drain(resp)
+	}
+}
+
 // session takes the place and the state of the upload from an answer.
 func (u *upload) session(resp *http.Response) error {
 	drain(resp)
@@ -125,7 +141,7 @@ func (u *upload) patch(ctx context.Context, n int64) error {
 	resp, err := u.h.do(ctx, call{
 		doing: "push a part of " + u.up.Desc.Digest.String() + " to " + u.ref.String(), method: http.MethodPatch, absolute: u.loc,
 		header: http.Header{"Content-Type": {"application/octet-stream"}, "Content-Range": {fmt.Sprintf("%d-%d", u.at, u.at+n-1)}},
-		scopes: u.pushScope(), body: u.section(u.at, n), size: n, once: true,
+		scopes: u.pushScope(), body: u.section(u.at, n), size: n, once: true, stores: n,
 		accept: []int{http.StatusAccepted, http.StatusCreated, http.StatusNoContent, http.StatusRequestEntityTooLarge},
 	})
 	if err != nil {
@@ -147,7 +163,7 @@ func (u *upload) finish(ctx context.Context, body func() (io.ReadCloser, error),
 		doing: "push " + u.up.Desc.Digest.String() + " to " + u.ref.String(), method: http.MethodPut, absolute: u.loc,
 		query:  url.Values{"digest": {u.up.Desc.Digest.String()}},
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, scopes: u.pushScope(),
-		body: body, size: size, once: true,
+		body: body, size: size, once: true, stores: u.up.Desc.Size,
 		accept: []int{http.StatusCreated, http.StatusOK, http.StatusNoContent, http.StatusAccepted, http.StatusRequestEntityTooLarge},
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"berth/internal/archive"
 	"berth/internal/content"
 	"berth/internal/image"
+	"berth/internal/transfer/report"
 	"berth/internal/transfer/ring"
 
 	"github.com/containerd/errdefs"
@@ -26,6 +27,7 @@ import (
 const (
 	maxArchiveEntries = 100_000
 	maxLinkHops       = 16
+	maxArchiveName    = 4096 // bytes: the names of all entries are remembered
 )
 
 // archiveImage is an element of the manifest.json of docker save.
@@ -63,8 +65,8 @@ func (a *archiveContents) file(name string) (ispec.Descriptor, bool) {
 // readArchive reads an archive to its end, once, and stores every file in it
 // as a blob; nothing is ever written under the names that the archive gives.
 func (x *session) readArchive(ctx context.Context, r io.Reader) (*archiveContents, error) {
-	job := x.rep.Stream(0)
-	plain, _, err := archive.Decompress(&countingReader{ctx: ctx, r: r, job: job})
+	job := x.rep.Stream(report.Archive, 0)
+	plain, _, err := archive.Decompress(job.Reader(ctx, r))
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
@@ -95,6 +97,9 @@ func (x *session) readEntries(ctx context.Context, tr *tar.Reader, a *archiveCon
 		}
 		if n >= maxArchiveEntries {
 			return fmt.Errorf("archive has more than %d entries: %w", maxArchiveEntries, errdefs.ErrInvalidArgument)
+		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return fmt.Errorf("archive entry %.64q… has a name of more than %d bytes: %w", h.Name, maxArchiveName, errdefs.ErrInvalidArgument)
 		}
 		name := path.Clean(strings.TrimLeft(h.Name, "/"))
 		switch h.Typeflag {

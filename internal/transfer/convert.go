@@ -97,7 +97,7 @@ type converter struct {
 	*session
 	opts  ConvertOptions
 	match platforms.MatchComparer
-	count references
+	count image.Count
 }
 
 // mediaType is the type that a document or layer which is otherwise left alone gets.
@@ -110,7 +110,7 @@ func (c *converter) mediaType(mt string) string {
 
 // document converts a manifest or an index; other things are left alone.
 func (c *converter) document(ctx context.Context, desc ispec.Descriptor, depth int) (ispec.Descriptor, error) {
-	if err := c.count.add(1, depth); err != nil {
+	if err := c.count.Add(1, depth); err != nil {
 		return desc, err
 	}
 	if !image.IsManifest(desc.MediaType) && !image.IsIndex(desc.MediaType) {
@@ -229,41 +229,12 @@ func (c *converter) contents(ctx context.Context, desc *ispec.Descriptor, m *isp
 		desc.Platform, features = &p, p.OSFeatures
 	}
 	cfg.RootFS.DiffIDs = after
-	fields, err := rewriteConfig(config, cfg.RootFS, features, !slices.Equal(before, after))
+	fields, err := image.RewriteConfig(config, cfg.RootFS, features, !slices.Equal(before, after))
 	if err != nil {
 		return fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
 	m.Config, err = c.write(ctx, m.Config, m.Config.MediaType, fields, nil)
 	return err
-}
-
-// rewriteConfig changes a config and keeps the fields that nobody here knows.
-func rewriteConfig(doc []byte, rootFS ispec.RootFS, features []string, moved bool) (map[string]json.RawMessage, error) {
-	var fields map[string]json.RawMessage
-	err := json.Unmarshal(doc, &fields)
-	set := func(in map[string]json.RawMessage, key string, v any) {
-		b, e := json.Marshal(v)
-		in[key], err = b, errors.Join(err, e)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if features != nil {
-		set(fields, "os.features", features)
-	}
-	if !moved {
-		return fields, err
-	}
-	set(fields, "rootfs", rootFS)
-	// Of old versions of Docker: the ID of an image that this is no longer.
-	for _, key := range []string{"config", "container_config"} {
-		var inner map[string]json.RawMessage
-		if json.Unmarshal(fields[key], &inner) == nil && inner["Image"] != nil {
-			delete(inner, "Image")
-			set(fields, key, inner)
-		}
-	}
-	return fields, err
 }
 
 // layer converts one layer and returns its new diff ID, too.
@@ -273,7 +244,7 @@ func (c *converter) layer(ctx context.Context, desc ispec.Descriptor, diffID dig
 	if mt == "" || mt == desc.MediaType || !image.IsLayer(desc.MediaType) {
 		return desc, diffID, nil
 	}
-	if err := c.count.add(1, 0); err != nil {
+	if err := c.count.Add(1, 0); err != nil {
 		return desc, diffID, err
 	}
 	ref := "convert-" + f.Name + "-from-" + desc.Digest.String()
@@ -288,7 +259,7 @@ func (c *converter) layer(ctx context.Context, desc ispec.Descriptor, diffID dig
 		return desc, diffID, err
 	}
 	defer ra.Close()
-	tar, _, err := archive.Decompress(&countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: j})
+	tar, _, err := archive.Decompress(j.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size())))
 	if err != nil {
 		return desc, diffID, err
 	}

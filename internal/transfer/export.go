@@ -9,7 +9,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"strings"
 
 	"berth/internal/content"
 	"berth/internal/image"
@@ -112,7 +111,7 @@ func (e *export) add(ctx context.Context, img object.Image) error {
 	}
 	maps.Copy(desc.Annotations, image.SourceLabels(info.Labels))
 	desc.Annotations[image.AnnotationName] = img.Name
-	desc.Annotations[ispec.AnnotationRefName] = refName(img.Name)
+	desc.Annotations[ispec.AnnotationRefName] = image.RefName(img.Name)
 	e.index = append(e.index, desc)
 
 	switch {
@@ -199,23 +198,6 @@ func (e *export) dockerTag(ctx context.Context, desc ispec.Descriptor, name stri
 	return nil
 }
 
-// refName is the tag of an image name, or the name itself when it has none.
-func refName(name string) string {
-	_, last, _ := cutLast(name, "/")
-	if tag, _, _ := strings.Cut(last, "@"); strings.Contains(tag, ":") {
-		_, obj, _ := strings.Cut(last, ":")
-		return obj
-	}
-	return name
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return "", s, false
-}
-
 func (e *export) write(ctx context.Context, w io.Writer) error {
 	tw := tar.NewWriter(w)
 	algorithms, size := map[string]bool{}, int64(0)
@@ -223,7 +205,7 @@ func (e *export) write(ctx context.Context, w io.Writer) error {
 		algorithms[d.Algorithm().String()] = true
 		size += desc.Size
 	}
-	e.job = e.rep.Stream(size)
+	e.job = e.rep.Stream("", size)
 	dir := func(name string) error {
 		return tw.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeDir})
 	}
@@ -284,7 +266,7 @@ func (e *export) writeBlob(ctx context.Context, tw *tar.Writer, desc ispec.Descr
 
 func copyAt(ctx context.Context, w io.Writer, ra content.ReaderAt, job *report.Job) error {
 	buf := make([]byte, ring.Size)
-	_, err := io.CopyBuffer(w, struct{ io.Reader }{&countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: job}}, buf)
+	_, err := io.CopyBuffer(w, struct{ io.Reader }{job.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size()))}, buf)
 	return err
 }
 

@@ -84,6 +84,7 @@ type importer struct {
 	to    ImageTarget
 	opts  ImportOptions
 	match platforms.MatchComparer
+	count image.Count
 }
 
 // index finds or makes the index of an archive and stores it.
@@ -166,7 +167,7 @@ func (i *importer) dockerImage(ctx context.Context, a *archiveContents, img arch
 			n.Tag = ""
 		}
 		d := desc
-		d.Annotations = map[string]string{image.AnnotationName: n.String(), ispec.AnnotationRefName: refName(n.String())}
+		d.Annotations = map[string]string{image.AnnotationName: n.String(), ispec.AnnotationRefName: image.RefName(n.String())}
 		out = append(out, d)
 	}
 	return out, nil
@@ -264,8 +265,8 @@ func (i *importer) images(ctx context.Context, target ispec.Descriptor, idx ispe
 // Manifests that an index names but that are not in the archive are left out:
 // an archive may hold an index whole and only some of its platforms.
 func (i *importer) image(ctx context.Context, desc ispec.Descriptor, depth int) (int, error) {
-	if depth > image.MaxDepth {
-		return 0, fmt.Errorf("image nests indexes more than %d deep: %w", image.MaxDepth, errdefs.ErrResourceExhausted)
+	if err := i.count.Add(1, depth); err != nil {
+		return 0, err
 	}
 	if desc.Platform != nil && !i.match.Match(*desc.Platform) {
 		return 0, nil

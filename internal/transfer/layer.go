@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"syscall"
 
 	"berth/internal/content"
@@ -44,8 +45,23 @@ type fetchPlan struct {
 	job    *report.Job
 	// consume reads a stream to its end; see fetch.
 	consume func(ctx context.Context, r io.Reader) error
+	// proven are labels that say what only a consumer that was content has
+	// found out; may be nil.
+	proven map[string]string
 	// reset undoes what consume did to be ready for another stream.
 	reset func(ctx context.Context) error
+}
+
+// withProven is labelsFor of what is known once the consumer is content.
+func (p fetchPlan) withProven(existing map[string]string) map[string]string {
+	out := maps.Clone(p.proven)
+	if p.labels != nil {
+		if out == nil {
+			out = map[string]string{}
+		}
+		maps.Copy(out, p.labels(existing))
+	}
+	return out
 }
 
 // fetch makes sure that a blob is in the store. Where the plan has a consumer,
@@ -59,13 +75,10 @@ type fetchPlan struct {
 func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err error) {
 	ctx, span := trace.Start(ctx, "fetch", trace.String("digest", p.desc.Digest.String()), trace.Int("size", p.desc.Size))
 	defer func() { span.End(err) }()
-	unlock, err := x.locks.Lock(ctx, blobLock(p.desc.Digest))
-	if err != nil {
-		return false, err
+	w, unlock, err := x.lockedWriter(ctx, p.desc)
+	if unlock != nil {
+		defer unlock()
 	}
-	defer unlock()
-
-	w, err := x.writer(ctx, p.desc)
 	if errdefs.IsAlreadyExists(err) {
 		p.job.Done("already exists")
 		return false, x.updateLabels(ctx, p.desc.Digest, p.labels)
@@ -125,13 +138,17 @@ func (x *session) fetch(ctx context.Context, p fetchPlan) (streamed bool, err er
 		}
 		resumed = false
 	}
-	var labels map[string]string
-	if p.labels != nil {
-		labels = p.labels(nil)
+	labels := p.labels
+	if streamed {
+		labels = p.withProven
 	}
-	err = w.Commit(ctx, p.desc.Size, p.desc.Digest, labels)
+	var set map[string]string
+	if labels != nil {
+		set = labels(nil)
+	}
+	err = w.Commit(ctx, p.desc.Size, p.desc.Digest, set)
 	if errdefs.IsAlreadyExists(err) {
-		err = x.updateLabels(ctx, p.desc.Digest, p.labels)
+		err = x.updateLabels(ctx, p.desc.Digest, labels)
 	}
 	if err != nil {
 		return streamed, fmt.Errorf("commit blob %s: %w", p.desc.Digest, err)
@@ -291,21 +308,5 @@ func (x *session) unpackStored(ctx context.Context, desc ispec.Descriptor, mount
 	}
 	defer ra.Close()
 	j.Extracting()
-	return x.unpackFrom(ctx, &countingReader{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), job: j}, desc, mounts, apart, want)
-}
-
-// countingReader reports what is read and ends with its context.
-type countingReader struct {
-	ctx context.Context
-	r   io.Reader
-	job *report.Job
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	n, err := c.r.Read(p)
-	c.job.Add(n)
-	return n, err
+	return x.unpackFrom(ctx, j.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size())), desc, mounts, apart, want)
 }

@@ -24,8 +24,8 @@ const maxDocuments = 6
 
 // Pull fetches the image that the remote names, unpacks it, and records it. The
 // record is made last, when everything is there and on disk. A failure leaves
-// no record, no unfinished snapshot, and only such ingests as the next pull
-// resumes.
+// no record, no unfinished snapshot, and only such ingests as another pull can
+// resume while the lease lives.
 func (s *Service) Pull(ctx context.Context, namespace, lease string, from *registry.Remote, to ImageTarget, progress ProgressFunc) (_ object.Image, err error) {
 	if to.Name == "" {
 		to.Name = from.Reference().String()
@@ -89,7 +89,7 @@ type pull struct {
 	match     platforms.MatchComparer
 	group     *errgroup.Group
 	documents chan struct{}
-	count     references
+	count     image.Count
 }
 
 func (p *pull) finish(ctx context.Context, target ispec.Descriptor) (_ object.Image, err error) {
@@ -131,7 +131,7 @@ func (p *pull) source(existing map[string]string) map[string]string {
 
 // descend fetches what a descriptor names and goes on with its children.
 func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) error {
-	if err := p.count.add(1, depth); err != nil {
+	if err := p.count.Add(1, depth); err != nil {
 		return err
 	}
 	j := p.rep.Job(desc)
@@ -163,6 +163,11 @@ func (p *pull) descend(ctx context.Context, desc ispec.Descriptor, depth int) er
 		}
 		return p.manifest(ctx, desc, m)
 	default:
+		// An index may name thousands of blobs.
+		if err := p.downloads.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer p.downloads.Release(1)
 		_, err := p.fetch(ctx, fetchPlan{desc: desc, from: p.from, labels: p.source, job: j})
 		return err
 	}
@@ -249,7 +254,7 @@ func (p *pull) index(ctx context.Context, desc ispec.Descriptor, idx ispec.Index
 // metadata fetches the manifest and the config of a platform that is not
 // wanted itself.
 func (p *pull) metadata(ctx context.Context, desc ispec.Descriptor) error {
-	if err := p.count.add(1, 0); err != nil {
+	if err := p.count.Add(1, 0); err != nil {
 		return err
 	}
 	if !image.IsManifest(desc.MediaType) {
@@ -286,7 +291,7 @@ func (p *pull) config(ctx context.Context, desc ispec.Descriptor) error {
 
 // manifest fetches config and layers, and unpacks them where that is asked for.
 func (p *pull) manifest(ctx context.Context, desc ispec.Descriptor, m ispec.Manifest) error {
-	if err := p.count.add(1+len(m.Layers), 0); err != nil {
+	if err := p.count.Add(1+len(m.Layers), 0); err != nil {
 		return err
 	}
 	if !image.IsConfig(m.Config.MediaType) {

@@ -82,15 +82,10 @@ func (s *Service) begin(ctx context.Context, namespace, lease string, rep *repor
 // store shares them.
 func blobLock(d digest.Digest) string { return "blob " + d.String() }
 
-// read is an image.ReadFunc over the content store.
+// read is an image.ReadFunc over the content store: it reads a small blob whole,
+// and believes it only if it has the digest it is kept under.
 func (x *session) read(ctx context.Context, desc ispec.Descriptor, limit int64) ([]byte, error) {
-	return readBlob(ctx, x.stores.Content, desc, limit)
-}
-
-// readBlob reads a small blob whole, and believes it only if it has the digest
-// it is kept under.
-func readBlob(ctx context.Context, store content.Provider, desc ispec.Descriptor, limit int64) ([]byte, error) {
-	ra, err := store.ReaderAt(ctx, desc)
+	ra, err := x.stores.Content.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
@@ -111,26 +106,64 @@ func readBlob(ctx context.Context, store content.Provider, desc ispec.Descriptor
 	return b, nil
 }
 
-// writer opens an ingest and waits while somebody else has it open.
-// errdefs.ErrAlreadyExists when the blob is there.
+// writer opens the ingest of a small blob and waits while somebody else has it
+// open. errdefs.ErrAlreadyExists when the blob is there.
 func (x *session) writer(ctx context.Context, desc ispec.Descriptor) (content.Writer, error) {
-	pause := 5 * time.Millisecond
-	for {
-		w, err := x.stores.Content.Writer(ctx, content.WriteOptions{Ref: image.RefKey(desc), Size: desc.Size, Expected: desc.Digest})
-		if err == nil || !errdefs.IsUnavailable(err) {
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		w, err := x.tryWriter(ctx, desc)
+		if !errdefs.IsUnavailable(err) {
 			return w, err
 		}
-		if _, gone := x.stores.Content.Status(ctx, image.RefKey(desc)); errdefs.IsUnavailable(gone) {
-			return nil, gone // not the ingest is busy: the store cannot be reached
+		if err := x.awaitIngest(ctx, desc, pause); err != nil {
+			return nil, err
 		}
-		// Transfers of this daemon wait for each other at their locks: this
-		// writer belongs to a client.
-		select {
-		case <-time.After(pause):
-			pause = min(2*pause, 500*time.Millisecond)
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the ingest %s: %w", image.RefKey(desc), context.Cause(ctx))
+	}
+}
+
+// lockedWriter takes the lock of a blob, too, and waits without it: the ingest
+// that a client has open is one namespace's, the lock is for all.
+// errdefs.ErrAlreadyExists, with the lock, when the blob is there; no lock with
+// any other error.
+func (x *session) lockedWriter(ctx context.Context, desc ispec.Descriptor) (_ content.Writer, unlock func(), err error) {
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		if unlock, err = x.locks.Lock(ctx, blobLock(desc.Digest)); err != nil {
+			return nil, nil, err
 		}
+		w, err := x.tryWriter(ctx, desc)
+		if err == nil || errdefs.IsAlreadyExists(err) {
+			return w, unlock, err
+		}
+		unlock()
+		if !errdefs.IsUnavailable(err) {
+			return nil, nil, err
+		}
+		if err := x.awaitIngest(ctx, desc, pause); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// Pauses between two looks at an ingest that is busy.
+const (
+	firstPause = 5 * time.Millisecond
+	maxPause   = 500 * time.Millisecond
+)
+
+func (x *session) tryWriter(ctx context.Context, desc ispec.Descriptor) (content.Writer, error) {
+	return x.stores.Content.Writer(ctx, content.WriteOptions{Ref: image.RefKey(desc), Size: desc.Size, Expected: desc.Digest})
+}
+
+// awaitIngest waits a while for an ingest that a client has open: transfers of
+// this daemon wait for each other at their locks.
+func (x *session) awaitIngest(ctx context.Context, desc ispec.Descriptor, pause time.Duration) error {
+	if _, gone := x.stores.Content.Status(ctx, image.RefKey(desc)); errdefs.IsUnavailable(gone) {
+		return gone // not the ingest is busy: the store cannot be reached
+	}
+	select {
+	case <-time.After(pause):
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the ingest %s: %w", image.RefKey(desc), context.Cause(ctx))
 	}
 }
 
@@ -288,22 +321,4 @@ func first(errs ...error) error {
 		}
 	}
 	return cancelled
-}
-
-// references bounds how much one image may name.
-type references struct {
-	mu sync.Mutex
-	n  int
-}
-
-func (r *references) add(n, depth int) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.n += n; r.n > image.MaxReferences {
-		return fmt.Errorf("image names more than %d objects: %w", image.MaxReferences, errdefs.ErrResourceExhausted)
-	}
-	if depth > image.MaxDepth {
-		return fmt.Errorf("image nests indexes more than %d deep: %w", image.MaxDepth, errdefs.ErrResourceExhausted)
-	}
-	return nil
 }

@@ -9,9 +9,10 @@
 // What holds whatever happens: a blob becomes visible only when its digest is
 // right, a layer's snapshot only when its diff ID is right too and its parent
 // is there, an image record only when everything below it is there and on
-// disk. What a failed transfer leaves is ingests, which the next one resumes,
-// and blobs and snapshots that are whole, which the collector takes once the
-// lease has gone. What a crash leaves besides is uncommitted snapshots under
+// disk. What a failed transfer leaves is ingests, and blobs and snapshots that
+// are whole. Whoever waits for the same goes on with them, and so does the next
+// transfer under the same lease; the collector takes them once the lease has
+// gone, as one does that was made for the transfer alone. What a crash leaves besides is uncommitted snapshots under
 // keys that begin with "extract-"; they are held by the lease alone.
 //
 // Locks: Service.locks holds one lock for each blob (whatever the namespace, for

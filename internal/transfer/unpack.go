@@ -6,10 +6,10 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 
+	"berth/internal/content"
 	"berth/internal/diff"
 	"berth/internal/failpoint"
 	"berth/internal/image"
@@ -48,13 +48,15 @@ type chain struct {
 }
 
 // unpackChain fetches the layers of a manifest and makes their chain of
-// snapshots, all layers at once as far as the snapshotter can do that. A layer
+// snapshots, all layers at once as far as the snapshotter can do that; what the
+// manifest lists among them that is no layer is left alone. A layer
 // becomes a snapshot only when its diff ID is right and its parent is there.
 func (x *session) unpackChain(ctx context.Context, snapshotter string, config ispec.Descriptor, cfg image.Config, layers []ispec.Descriptor, from source, labels labelsFor) error {
 	name, sn, err := x.snapshotter(x.stores, snapshotter)
 	if err != nil {
 		return err
 	}
+	layers = slices.DeleteFunc(slices.Clone(layers), func(l ispec.Descriptor) bool { return !image.IsLayer(l.MediaType) })
 	if len(layers) != len(cfg.RootFS.DiffIDs) {
 		return fmt.Errorf("manifest has %d layers, but its config %s lists %d diff IDs: %w", len(layers), config.Digest, len(cfg.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
 	}
@@ -323,7 +325,7 @@ func (l *layerWork) unpack(ctx context.Context) (_ diff.Unpacked, err error) {
 	}
 	plan := fetchPlan{desc: l.desc, from: l.from, job: l.job, labels: l.labels}
 	if l.x.unpacks.TryAcquire(1) {
-		plan.labels = withUncompressed(l.labels, l.desc, want)
+		plan.proven = uncompressed(l.desc, want)
 		plan.consume = func(ctx context.Context, r io.Reader) (err error) {
 			l.out, err = l.x.unpackFrom(ctx, r, l.desc, l.mounts, l.apart, want)
 			return err
@@ -332,8 +334,11 @@ func (l *layerWork) unpack(ctx context.Context) (_ diff.Unpacked, err error) {
 			if err := l.remove(ctx); err != nil {
 				return err
 			}
-			_, err := l.prepare(ctx)
-			return err
+			if exists, err := l.prepare(ctx); err != nil || !exists {
+				return err
+			}
+			// A client has made it: there is nothing to unpack into.
+			return fmt.Errorf("snapshot %s was made by somebody else meanwhile: %w", l.ids[l.i], errdefs.ErrUnavailable)
 		}
 		streamed, err := l.x.fetch(ctx, plan)
 		l.x.unpacks.Release(1)
@@ -356,22 +361,16 @@ func (l *layerWork) unpackStored(ctx context.Context) (diff.Unpacked, error) {
 	if err != nil {
 		return out, err
 	}
-	return out, l.x.updateLabels(ctx, l.desc.Digest, withUncompressed(nil, l.desc, want))
+	return out, content.AddLabels(ctx, l.x.stores.Content, l.desc.Digest, uncompressed(l.desc, want))
 }
 
-// withUncompressed adds the label that remembers a layer's diff ID, which has
-// been verified.
-func withUncompressed(labels labelsFor, desc ispec.Descriptor, diffID digest.Digest) labelsFor {
-	return func(existing map[string]string) map[string]string {
-		out := map[string]string{}
-		if labels != nil {
-			maps.Copy(out, labels(existing))
-		}
-		if desc.Digest != diffID {
-			out[image.LabelUncompressed] = diffID.String()
-		}
-		return out
+// uncompressed is the label that remembers a layer's diff ID. It is for a diff
+// ID that has been verified: others go by it, and the blob is theirs, too.
+func uncompressed(desc ispec.Descriptor, diffID digest.Digest) map[string]string {
+	if desc.Digest == diffID {
+		return nil
 	}
+	return map[string]string{image.LabelUncompressed: diffID.String()}
 }
 
 // commit puts the layer onto its parent.

@@ -61,20 +61,25 @@ func New(out *os.File) *Display {
 	return d
 }
 
-// Update takes a report. One without a name is about the whole.
+// Update takes a report. One without a name is about the whole; if it has figures,
+// they are those of the archive that is written.
 func (d *Display) Update(p *transfer.Progress) {
-	if p.Name == "" {
+	name := p.Name
+	if name == "" && p.Total > 0 {
+		name = report.Archive
+	}
+	if name == "" {
 		d.status = p.Event
 		if d.fd < 0 {
 			fmt.Fprintln(d.w, p.Event)
 		}
 		return
 	}
-	n := d.nodes[p.Name]
+	n := d.nodes[name]
 	changed := n == nil || n.event != p.Event
 	if n == nil {
-		n = &node{name: p.Name}
-		d.nodes[p.Name] = n
+		n = &node{name: name}
+		d.nodes[name] = n
 		d.roots = append(d.roots, n)
 	}
 	d.place(n, p.Parents)

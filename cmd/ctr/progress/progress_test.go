@@ -78,6 +78,14 @@ func TestArchive(t *testing.T) {
 		t.Errorf("got %q\nwant %q", out.String(), want)
 	}
 	d, out = testDisplay(-1)
+	d.Update(&transfer.Progress{Event: "Exporting"})
+	d.Update(&transfer.Progress{Event: "exporting", Progress: 1000, Total: 2048})
+	d.Update(&transfer.Progress{Event: "complete", Progress: 2048, Total: 2048})
+	d.Close(false)
+	if want := "Exporting\narchive: exporting 2.0 KiB\narchive: complete 2.0 KiB\ndone: 2.0 KiB in "; !strings.HasPrefix(out.String(), want) {
+		t.Errorf("got %q\nwant %q", out.String(), want)
+	}
+	d, out = testDisplay(-1)
 	d.Close(false)
 	if !strings.HasPrefix(out.String(), "done in ") {
 		t.Errorf("of nothing: %q", out.String())

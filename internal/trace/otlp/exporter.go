@@ -45,6 +45,8 @@ type Exporter struct {
 	dropped atomic.Int64
 	life    context.Context
 	end     context.CancelFunc
+	last    context.Context // ends when Close waits no longer
+	cut     context.CancelFunc
 	worker  sync.WaitGroup
 }
 
@@ -62,6 +64,7 @@ func New(s *Settings, log *slog.Logger) (*Exporter, error) {
 		e.send = s.byHTTP(client)
 	}
 	e.life, e.end = context.WithCancel(context.Background())
+	e.last, e.cut = context.WithCancel(context.Background())
 	e.worker.Go(e.run)
 	return e, nil
 }
@@ -79,6 +82,8 @@ func (e *Exporter) Tracer() *trace.Tracer {
 
 // Close sends what is queued, for two seconds at most.
 func (e *Exporter) Close() error {
+	defer time.AfterFunc(closeTimeout, e.cut).Stop()
+	defer e.cut()
 	e.end()
 	e.worker.Wait()
 	if e.conn != nil {
@@ -143,14 +148,8 @@ func (e *Exporter) gather() (batch []*trace.Span, more bool) {
 
 // export sends a batch, again when the collector is busy, within the timeout.
 func (e *Exporter) export(batch []*trace.Span) error {
-	timeout := e.settings.timeout
-	if e.life.Err() != nil {
-		timeout = min(timeout, closeTimeout)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(e.last, e.settings.timeout)
 	defer cancel()
-	// A daemon that ends does not wait out the timeout of before.
-	defer context.AfterFunc(e.life, func() { time.AfterFunc(closeTimeout, cancel) })()
 	data := encode(e.settings.resource, batch)
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, maxPause) {
 		err := e.send(ctx, data)

@@ -324,3 +324,26 @@ func TestSampler(t *testing.T) {
 		}
 	}
 }
+
+// TestHangingCollector: the end takes two seconds, however many batches wait.
+func TestHangingCollector(t *testing.T) {
+	done := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-done
+	}))
+	defer server.Close()
+	defer close(done)
+	e := start(t, "OTEL_EXPORTER_OTLP_ENDPOINT", server.URL, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+	for range 8 {
+		_, s := trace.Start(trace.With(t.Context(), e.Tracer()), "x")
+		s.End(nil)
+	}
+	begin := time.Now()
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > 4*closeTimeout {
+		t.Errorf("a collector that hangs holds the end up for %s", took)
+	}
+}

@@ -2,6 +2,8 @@
 package report
 
 import (
+	"context"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -147,18 +149,22 @@ func (r *Reporter) Job(desc ispec.Descriptor) *Job {
 	return j
 }
 
-// Archive is the name in the reports about an archive as a whole.
+// Archive is the name in the reports about an archive that is read.
 const Archive = "archive"
 
 // Stream begins the reports about an archive that is read, or written, from its
-// beginning to its end; size is 0 when it is not known.
-func (r *Reporter) Stream(size int64) *Job {
+// beginning to its end; size is 0 when it is not known. The name is Archive, or
+// empty for one that is written.
+//
+// Compat: containerd's ctr draws what has a name on its standard output, and
+// that may be where the archive goes.
+func (r *Reporter) Stream(name string, size int64) *Job {
 	if r == nil {
 		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	j := &Job{r: r, desc: ispec.Descriptor{Size: size}, name: Archive, verb: r.verb}
+	j := &Job{r: r, desc: ispec.Descriptor{Size: size}, name: name, verb: r.verb}
 	r.jobs = append(r.jobs, j)
 	j.emit(r.verb, 0)
 	return j
@@ -169,6 +175,24 @@ func (j *Job) Add(n int) {
 	if j != nil {
 		j.moved.Add(int64(n))
 	}
+}
+
+// Reader counts what is read of r, and ends with ctx.
+func (j *Job) Reader(ctx context.Context, r io.Reader) io.Reader { return &reader{ctx, r, j} }
+
+type reader struct {
+	ctx context.Context
+	r   io.Reader
+	job *Job
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	n, err := r.r.Read(p)
+	r.job.Add(n)
+	return n, err
 }
 
 // Set says how many bytes had moved before.
