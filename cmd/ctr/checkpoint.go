@@ -323,7 +323,10 @@ func restoreAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return fmt.Errorf("restoring %s: %w", ref, err)
 	}
 	status, _, err := runTask(ctx, cmd, s, front, c, !c.spec.Process.Terminal)
-	if err != nil {
+	switch {
+	case isLost(err):
+		return err
+	case err != nil:
 		return errors.Join(interrupted(ctx, err), removeContainer(ctx, s, c.record, false))
 	}
 	return exitWith(status)

@@ -46,7 +46,7 @@ func operandsOf() map[string]operands {
 	one := func(sources ...nameSource) operands { return operands{sources: sources} }
 	many := func(sources ...nameSource) operands { return operands{sources, true} }
 	return map[string]operands{
-		"run": one(imageNames), "install": one(imageNames),
+		"run": one(imageNames), "install": one(imageNames), "logs": one(taskIDs), "top": many(taskIDs),
 
 		"containers create": one(imageNames), "containers delete": many(containerIDs), "containers info": one(containerIDs),
 		"containers label": one(containerIDs), "containers checkpoint": one(containerIDs), "containers restore": one(nil, imageNames),
@@ -57,6 +57,7 @@ func operandsOf() map[string]operands {
 		"images check": many(imageNames), "images convert": one(imageNames), "images delete": many(imageNames), "images export": many(nil, imageNames),
 		"images inspect": one(imageNames), "images label": one(imageNames), "images mount": one(imageNames), "images push": one(imageNames, imageNames),
 		"images tag": one(imageNames), "images usage": one(imageNames),
+		"images pull": one(imageNames), "images referrers": one(imageNames), "content fetch": one(imageNames), "content fetch-object": one(imageNames),
 
 		"leases delete":     many(leaseIDs),
 		"namespaces remove": many(namespaceNames), "namespaces label": one(namespaceNames),

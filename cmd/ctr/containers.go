@@ -73,7 +73,7 @@ func containersCommand() *cli.Command {
 					&cli.BoolFlag{Name: "image", Usage: "Include the image in the checkpoint"},
 					&cli.BoolFlag{Name: "task", Usage: "Checkpoint container task"},
 				},
-				Action: withSession(checkpointContainerAction),
+				Action: undoing(withSession(checkpointContainerAction)),
 			},
 			{
 				Name:      "restore",
@@ -227,10 +227,7 @@ func listContainersAction(ctx context.Context, cmd *cli.Command, s *session) err
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, c := range list {
-			output.Line("%s", c.ID)
-		}
-		return nil
+		return output.Names(list, func(c *containersapi.Container) string { return c.ID })
 	}
 	rows := make([]containerView, len(list))
 	for i, c := range list {
@@ -244,9 +241,21 @@ func listContainersAction(ctx context.Context, cmd *cli.Command, s *session) err
 // listContainers asks for the records as a stream, which has no bound on its
 // size; a daemon without that answers in one message.
 func listContainers(ctx context.Context, s *session, filters ...string) ([]*containersapi.Container, error) {
-	client := containersapi.NewContainersClient(s)
-	resp, err := client.List(ctx, &containersapi.ListContainersRequest{Filters: filters})
-	return resp.GetContainers(), err
+	client, req := containersapi.NewContainersClient(s), &containersapi.ListContainersRequest{Filters: filters}
+	stream, err := client.ListStream(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	var out []*containersapi.Container
+	err = receive(stream.Recv, func(m *containersapi.ListContainerMessage) error {
+		out = append(out, m.Container)
+		return nil
+	})
+	if errdefs.IsNotImplemented(err) {
+		resp, err := client.List(ctx, req)
+		return resp.GetContainers(), err
+	}
+	return out, err
 }
 
 func labelContainerAction(ctx context.Context, cmd *cli.Command, s *session) error {

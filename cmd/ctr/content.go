@@ -172,10 +172,7 @@ func listContentAction(ctx context.Context, cmd *cli.Command, s *session) error 
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, b := range rows {
-			output.Line("%s", b.Digest)
-		}
-		return nil
+		return output.Names(rows, func(b blobView) string { return b.Digest })
 	}
 	return output.List(cmd.String("format"), rows, output.Tabbed, "DIGEST\tSIZE\tAGE\tLABELS", func(b blobView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t%s", b.Digest, units.HumanSize(float64(b.Size)), units.HumanDuration(time.Since(b.CreatedAt)), output.Dash(output.Labels(b.Labels)))

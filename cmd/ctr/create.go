@@ -291,6 +291,8 @@ func prepareRootfs(ctx context.Context, cmd *cli.Command, s *session, snapshotte
 		// No name stays reserved by a run that came to nothing.
 		if releaseAbandoned(ctx, s, snapshotter, req.id) {
 			mounts, err = prepare()
+		} else {
+			err = fmt.Errorf("%w; take another name, or remove what has it ('ctr containers rm %s', 'ctr snapshots rm %s')", err, req.id, req.id)
 		}
 	}
 	if !errdefs.IsNotFound(err) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 	defer cancel()
 	started := runningDaemon(ctx, cmd)
 	if cmd.IsSet("config") {
-		started = daemonFlags{config: cmd.String("config")}
+		started = daemonFlags{config: cmd.String("config"), programs: started.programs}
 	}
 	cfg, results := examineConfig(started)
 	if !cmd.IsSet("address") {
@@ -55,7 +56,7 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 			return err
 		}
 	}
-	host := doctor.Host{Root: "/", DataDir: cfg.Root, StateDir: cfg.State, Path: os.Getenv("PATH")}
+	host := doctor.Host{Root: "/", DataDir: cfg.Root, StateDir: cfg.State, Path: searchPath(started.programs)}
 	if !cmd.Bool("skip-registries") {
 		host.CertsDir = cfg.Plugins.Transfer.ConfigPath
 		if host.CertsDir == "" {
@@ -88,6 +89,17 @@ func doctorAction(ctx context.Context, cmd *cli.Command) error {
 	return fmt.Errorf("there are %d problems", problems)
 }
 
+// searchPath is where the daemon finds programs: beside itself first. While it does
+// not run, that is taken to be beside ctr.
+func searchPath(programs string) string {
+	if programs == "" {
+		if exe, err := os.Executable(); err == nil {
+			programs = filepath.Dir(exe)
+		}
+	}
+	return programs + string(filepath.ListSeparator) + os.Getenv("PATH")
+}
+
 func printResults(format string, results []doctor.Result) error {
 	if format != "" && format != "table" {
 		return output.List(format, results, output.Narrow, "", nil)
@@ -118,7 +130,7 @@ func examineConfig(started daemonFlags) (*config.Config, []doctor.Result) {
 	case errors.Is(err, fs.ErrNotExist):
 		cfg, found = config.Default(), result(doctor.OK, path+" is not there: the defaults apply", "")
 	case err != nil:
-		cfg, found = config.Default(), result(doctor.Problem, oneLine(err), "mend the file; 'containerd config check' looks again")
+		cfg, found = config.Default(), result(doctor.Problem, output.Message(err.Error()), "mend the file; 'containerd config check' looks again")
 	case len(warnings) > 0:
 		var lines []string
 		for _, w := range warnings {
@@ -141,7 +153,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 	}
 	ctx, s, end, err := connect(ctx, cmd)
 	if err != nil {
-		found, fix := oneLine(err), ""
+		found, fix := output.Message(err.Error()), ""
 		if e, ok := errors.AsType[unreachable](err); ok {
 			found, fix = e.reason, e.advice
 		}
@@ -152,7 +164,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 	start := time.Now()
 	v, err := versionapi.NewVersionClient(s).Version(ctx, &emptypb.Empty{})
 	if err != nil {
-		add("socket", doctor.Problem, fmt.Sprintf("%s: the daemon does not answer: %v", address, oneLine(err)), "look into its log: journalctl -u containerd")
+		add("socket", doctor.Problem, fmt.Sprintf("%s: the daemon does not answer: %v", address, output.Message(err.Error())), "look into its log: journalctl -u containerd")
 		return results, nil
 	}
 	add("socket", doctor.OK, fmt.Sprintf("%s answers in %s, version %s", address, time.Since(start).Round(time.Microsecond), v.Version), "")
@@ -166,7 +178,7 @@ func examineDaemon(ctx context.Context, cmd *cli.Command) (results []doctor.Resu
 		}
 	}
 	if err != nil {
-		add("plugin", doctor.Warning, "the daemon does not list its plugins: "+oneLine(err), "")
+		add("plugin", doctor.Warning, "the daemon does not list its plugins: "+output.Message(err.Error()), "")
 	}
 	server, err := introspectionapi.NewIntrospectionClient(s).Server(ctx, &emptypb.Empty{})
 	if err == nil {

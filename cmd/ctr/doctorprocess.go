@@ -14,8 +14,8 @@ import (
 )
 
 // daemonFlags are those of a daemon's command line that tell which directories
-// are its own. Those not given are empty.
-type daemonFlags struct{ config, root, state string }
+// are its own, and the directory of its program. Those not given are empty.
+type daemonFlags struct{ config, root, state, programs string }
 
 // runningDaemon finds out with which flags the daemon was started that listens
 // at the address; empty when none answers or it is on another host.
@@ -36,7 +36,11 @@ func runningDaemon(ctx context.Context, cmd *cli.Command) daemonFlags {
 	}
 	dir, _ := os.Readlink(filepath.Join(proc, "cwd")) // without it, paths are as they are
 	args := strings.Split(string(bytes.TrimSuffix(line, []byte{0})), "\x00")
-	return parseDaemonFlags(args[1:], dir)
+	f := parseDaemonFlags(args[1:], dir)
+	if exe, err := os.Readlink(filepath.Join(proc, "exe")); err == nil {
+		f.programs = filepath.Dir(exe)
+	}
+	return f
 }
 
 // parseDaemonFlags understands "-f v", "--flag v" and "--flag=v". Paths are beneath

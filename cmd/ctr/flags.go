@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"berth/cmd/ctr/output"
+
 	"github.com/urfave/cli/v3"
 )
 
@@ -126,6 +128,15 @@ func noArgs(cmd *cli.Command) error {
 		return nil
 	}
 	return invalid("%s takes no arguments, not %q; see '%s --help'", cmd.FullName(), cmd.Args().First(), cmd.FullName())
+}
+
+// anyArgs tells whether there is something to do for a command that takes any
+// number of things. None is no failure: scripts hand on lists that may be empty.
+func anyArgs(cmd *cli.Command, name string) bool {
+	if !cmd.Args().Present() {
+		output.Warn("there is nothing to do: no %s is given; usage: %s %s", name, cmd.FullName(), cmd.ArgsUsage)
+	}
+	return cmd.Args().Present()
 }
 
 // needArgs is an error that names the first missing argument.

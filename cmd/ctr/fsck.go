@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 
 	"berth/cmd/ctr/output"
 
@@ -28,7 +25,7 @@ func fsckCommand() *cli.Command {
 			&cli.StringFlag{Name: "root", Usage: "Where the daemon keeps its data, for --offline", Value: "/var/lib/containerd"},
 			formatFlag(),
 		}, registryFlags()...),
-		Action: fsckAction,
+		Action: undoing(fsckAction),
 	}
 }
 
@@ -64,8 +61,6 @@ func fsckAction(ctx context.Context, cmd *cli.Command) error {
 	if err := noArgs(cmd); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	c := &checker{status: output.NewStatus()}
 	err := c.run(ctx, cmd)
 	c.status.Clear()
@@ -146,7 +141,7 @@ func (c *checker) repair(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			f.Repair = "cannot be repaired: " + oneLine(err)
+			f.Repair = "cannot be repaired: " + output.Message(err.Error())
 			continue
 		}
 		f.Severity, f.Repair = "repaired", done

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -135,6 +136,18 @@ func (st *store) checkBlobs(ctx context.Context) error {
 		namespace := slices.Sorted(maps.Keys(b.labels))[0]
 		st.status.At("blob %d of %d, %s of %s", i+1, len(st.blobs), output.Size(done), output.Size(total))
 		problem, err := st.hash(withNamespace(ctx, namespace), b.desc)
+		if err == nil && problem == fileMissing {
+			// One that nothing needs may have been collected since it was listed.
+			listed := false
+			err = st.s.walkBlobs(withNamespace(ctx, namespace), []string{"digest==" + strconv.Quote(name)}, func(blobView) error {
+				listed = true
+				return nil
+			})
+			if err == nil && !listed {
+				delete(st.blobs, name)
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -145,6 +158,8 @@ func (st *store) checkBlobs(ctx context.Context) error {
 	}
 	return nil
 }
+
+const fileMissing = "its file is missing"
 
 // hash reads a blob; problem tells what is wrong with it, err why it is not known.
 func (st *store) hash(ctx context.Context, desc ispec.Descriptor) (problem string, err error) {
@@ -167,7 +182,7 @@ func (st *store) hash(ctx context.Context, desc ispec.Descriptor) (problem strin
 	case errdefs.IsUnavailable(err):
 		return "", err
 	case errdefs.IsNotFound(err):
-		return "its file is missing", nil
+		return fileMissing, nil
 	case err != nil:
 		return fmt.Sprintf("%d of its %d bytes can be read: %v", n, desc.Size, err), nil
 	case n != desc.Size:
@@ -184,16 +199,17 @@ func (st *store) badBlob(b *storedBlob, problem string) {
 }
 
 // checkImages follows every image to its layers. An index may lack manifests of
-// other platforms, but what is there must be whole.
+// other platforms, and their layers: a pull fetches no more than the documents of
+// those.
 func (st *store) checkImages(ctx context.Context, n *storedNamespace) error {
 	compared := map[string]bool{}
 	for _, img := range n.images {
 		st.status.At("image %s", img.name)
-		found := 0
-		if err := st.follow(ctx, n, img, img.target, false, &found, compared); err != nil {
+		w := walk{store: st, n: n, img: img, compared: compared}
+		if err := w.follow(ctx, img.target, false, true); err != nil {
 			return err
 		}
-		if found == 0 && st.whole(img.target.Digest) {
+		if w.found == 0 && st.whole(img.target.Digest) {
 			st.add(finding{
 				Severity: damaged, Kind: "image", Namespace: n.name, Name: img.name, Problem: "the manifests of all platforms are missing",
 				Repair: fmt.Sprintf("pull it again: ctr -n %s images pull %s", n.name, img.name),
@@ -209,8 +225,19 @@ func (st *store) whole(d digest.Digest) bool {
 	return b != nil && b.bad == nil
 }
 
-// follow goes down from a descriptor; found counts manifests and what is no image.
-func (st *store) follow(ctx context.Context, n *storedNamespace, img storedImage, desc ispec.Descriptor, optional bool, found *int, compared map[string]bool) error {
+// walk goes through one image.
+type walk struct {
+	*store
+	n        *storedNamespace
+	img      storedImage
+	found    int             // manifests, and what is no image
+	compared map[string]bool // unpacked manifests that were compared with their files
+}
+
+// follow goes down from a descriptor. What is optional may be missing; of a
+// manifest that is not wanted all but the config may.
+func (st *walk) follow(ctx context.Context, desc ispec.Descriptor, optional, wanted bool) error {
+	n, img := st.n, st.img
 	b := st.blobs[desc.Digest.String()]
 	if !b.in(n.name) {
 		if optional {
@@ -231,11 +258,11 @@ func (st *store) follow(ctx context.Context, n *storedNamespace, img storedImage
 		b.refs = append(b.refs, img.name)
 	}
 	if b.bad != nil {
-		*found++ // it is counted there
+		st.found++ // it is counted there
 		return nil
 	}
 	if !image.IsIndex(desc.MediaType) {
-		*found++
+		st.found++
 	}
 	if !image.IsManifest(desc.MediaType) && !image.IsIndex(desc.MediaType) {
 		return nil
@@ -251,18 +278,68 @@ func (st *store) follow(ctx context.Context, n *storedNamespace, img storedImage
 		})
 		return nil
 	}
-	unpacked := image.IsManifest(desc.MediaType) && st.unpacked(ctx, n, children)
+	if image.IsIndex(desc.MediaType) {
+		fetched := st.fetched(ctx, children)
+		for _, child := range children {
+			if err := st.follow(ctx, child, true, fetched[child.Digest]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	unpacked := st.unpacked(n, children)
 	for _, child := range children {
 		// Layers of an unpacked image may have been discarded on purpose.
-		if err := st.follow(ctx, n, img, child, image.IsIndex(desc.MediaType) || unpacked && image.IsLayer(child.MediaType) || image.IsNonDistributable(child.MediaType), found, compared); err != nil {
+		optional := !wanted && !image.IsConfig(child.MediaType) || unpacked && image.IsLayer(child.MediaType) || image.IsNonDistributable(child.MediaType)
+		if err := st.follow(ctx, child, optional, true); err != nil {
 			return err
 		}
 	}
-	if unpacked && st.files && !compared[desc.Digest.String()] {
-		compared[desc.Digest.String()] = true
+	if unpacked && st.files && !st.compared[desc.Digest.String()] {
+		st.compared[desc.Digest.String()] = true
 		return st.compareFiles(ctx, n, img, desc)
 	}
 	return nil
+}
+
+// fetched tells which parts of an index were fetched with their layers: those that
+// have one which is in no other part (the empty layer is in many). When there is
+// none it is the part for this host.
+func (st *walk) fetched(ctx context.Context, parts []ispec.Descriptor) map[digest.Digest]bool {
+	layers, users := map[digest.Digest][]ispec.Descriptor{}, map[digest.Digest]int{}
+	for _, part := range parts {
+		if !image.IsManifest(part.MediaType) || !st.blobs[part.Digest.String()].in(st.n.name) {
+			continue
+		}
+		children, err := image.Children(ctx, st.n.s.readBlob, part)
+		if err != nil {
+			continue // follow reports it
+		}
+		layers[part.Digest] = children
+		for _, child := range children {
+			users[child.Digest]++
+		}
+	}
+	out := map[digest.Digest]bool{}
+	for part, children := range layers {
+		for _, child := range children {
+			if !image.IsConfig(child.MediaType) && users[child.Digest] == 1 && st.blobs[child.Digest.String()].in(st.n.name) {
+				out[part] = true
+			}
+		}
+		if st.unpacked(st.n, children) {
+			out[part] = true
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, part := range parts {
+		if layers[part.Digest] != nil && part.Platform != nil && platforms.Default().Match(*part.Platform) {
+			out[part.Digest] = true
+		}
+	}
+	return out
 }
 
 // in tells whether a namespace has the blob.
@@ -275,7 +352,7 @@ func (b *storedBlob) in(namespace string) bool {
 }
 
 // unpacked tells whether a manifest's config says that its layers are snapshots.
-func (st *store) unpacked(ctx context.Context, n *storedNamespace, children []ispec.Descriptor) bool {
+func (st *store) unpacked(n *storedNamespace, children []ispec.Descriptor) bool {
 	for _, child := range children {
 		b := st.blobs[child.Digest.String()]
 		if b == nil || !image.IsConfig(child.MediaType) {

@@ -44,7 +44,7 @@ func imagesCommand() *cli.Command {
 				Name: "export", Usage: "Export images", ArgsUsage: "[flags] <out> <image> ...",
 				Description: "Writes images to an OCI archive that 'docker load' reads, too. The archive is a file, or - for stdout.\n\n" +
 					"Example:\n  ctr images export web.tar docker.io/library/nginx:latest",
-				Flags: exportFlags(), Action: withSession(exportAction),
+				Flags: exportFlags(), Action: undoing(withSession(exportAction)),
 			},
 			{
 				Name: "import", Usage: "Import images", ArgsUsage: "[flags] <in>",
@@ -74,7 +74,7 @@ func imagesCommand() *cli.Command {
 					&cli.BoolFlag{Name: "sync-fs", Usage: "Synchronize the underlying filesystem containing files when unpack images, false by default"},
 					&cli.DurationFlag{Name: "expiration", Aliases: []string{"x"}, Usage: "Set the expiration time for the mount and snapshots", Value: time.Hour},
 				),
-				Action: withSession(mountImageAction),
+				Action: undoing(withSession(mountImageAction)),
 			},
 			{
 				Name: "unmount", Usage: "Unmount the image from the target", ArgsUsage: "[flags] <target>",
@@ -155,10 +155,7 @@ func listImagesAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, i := range list {
-			output.Line("%s", i.Name)
-		}
-		return nil
+		return output.Names(list, func(i *imagesapi.Image) string { return i.Name })
 	}
 	rows := make([]imageView, len(list))
 	forAll(len(list), func(i int) {
@@ -238,12 +235,8 @@ func checkImagesAction(ctx context.Context, cmd *cli.Command, s *session) error 
 	})
 	err = errors.Join(errs...)
 	if cmd.Bool("quiet") {
-		for _, r := range rows {
-			if r.complete && r.Unpacked {
-				output.Line("%s", r.Name)
-			}
-		}
-		return err
+		ready := slices.DeleteFunc(rows, func(r checkView) bool { return !r.complete || !r.Unpacked })
+		return errors.Join(err, output.Names(ready, func(r checkView) string { return r.Name }))
 	}
 	return errors.Join(err, output.List(cmd.String("format"), rows, output.Narrow, "REF\tTYPE\tDIGEST\tSTATUS\tSIZE\tUNPACKED\t", func(r checkView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%t", r.Name, r.Target.MediaType, r.Target.Digest, r.Status, r.Size, r.Unpacked)
@@ -338,8 +331,8 @@ func imageUsageAction(ctx context.Context, cmd *cli.Command, s *session) error {
 }
 
 func removeImagesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "an image reference"); err != nil {
-		return err
+	if !anyArgs(cmd, "image reference") {
+		return nil
 	}
 	refs := cmd.Args().Slice()
 	last := len(refs) - 1

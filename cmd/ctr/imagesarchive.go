@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -122,20 +123,11 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 	if path == "-" {
 		shown = os.Stderr // stdout carries the archive
 	} else {
-		// Under a name of its own until it is whole.
-		if out, err = os.Create(path + ".partial"); err != nil {
+		var end func(whole bool) error
+		if out, end, err = createArchive(path); err != nil {
 			return err
 		}
-		defer func() {
-			if e := out.Close(); err == nil {
-				err = e
-			}
-			if err == nil {
-				err = os.Rename(path+".partial", path)
-			} else {
-				os.Remove(path + ".partial")
-			}
-		}()
+		defer func() { err = errors.Join(err, end(err == nil)) }()
 	}
 	if cmd.Bool("local") {
 		return s.exportLocally(ctx, cmd, out, shown, ps)
@@ -182,6 +174,34 @@ func exportAction(ctx context.Context, cmd *cli.Command, s *session) (err error)
 		}
 	}
 	return err
+}
+
+// createArchive opens a file to write to; end closes it. A regular file, new or
+// old, has another name until it is whole, and is left as it was otherwise.
+// Devices, pipes and what a symbolic link leads to are written to in place.
+func createArchive(path string) (f *os.File, end func(whole bool) error, err error) {
+	old, err := os.Lstat(path)
+	if err == nil && !old.Mode().IsRegular() {
+		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+		return f, func(bool) error { return f.Close() }, err
+	}
+	partial := path + ".partial"
+	if f, err = os.Create(partial); err != nil {
+		return nil, nil, err
+	}
+	if old != nil {
+		f.Chmod(old.Mode().Perm())
+	}
+	return f, func(whole bool) error {
+		err := f.Close()
+		if whole && err == nil {
+			err = os.Rename(partial, path)
+		}
+		if !whole || err != nil {
+			os.Remove(partial)
+		}
+		return err
+	}, nil
 }
 
 // archiveEnd watches a tar archive that is written to w: whole is closed when its

@@ -86,10 +86,7 @@ func listLeasesAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		rows[i] = leaseView{l.ID, l.CreatedAt.AsTime(), l.Labels}
 	}
 	if cmd.Bool("quiet") {
-		for _, l := range rows {
-			output.Line("%s", l.ID)
-		}
-		return nil
+		return output.Names(rows, func(l leaseView) string { return l.ID })
 	}
 	return output.List(cmd.String("format"), rows, output.Narrow, "ID\tCREATED AT\tLABELS\t", func(l leaseView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t", l.ID, l.CreatedAt.Local().Format(time.RFC3339), output.Dash(output.Labels(l.Labels)))
@@ -116,8 +113,8 @@ func createLeaseAction(ctx context.Context, cmd *cli.Command, s *session) error 
 }
 
 func deleteLeasesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "a lease id"); err != nil {
-		return err
+	if !anyArgs(cmd, "lease id") {
+		return nil
 	}
 	for i, id := range cmd.Args().Slice() {
 		if err := deleteLease(ctx, s, id, cmd.Bool("sync") && i == cmd.NArg()-1); err != nil {

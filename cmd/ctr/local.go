@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"berth/cmd/ctr/output"
@@ -29,11 +27,13 @@ import (
 )
 
 // locally runs a transfer in ctr itself, over the daemon's stores and, where it
-// unpacks, into the snapshotter sn, and shows its progress on out. Ctrl-C ends it as an error does: what was unfinished is taken
-// back, and the lease goes.
-func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snapshotter, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) (err error) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	defer stop()
+// unpacks, into the snapshotter sn, and shows its progress on out. Ctrl-C ends it
+// as an error does: what was unfinished is taken back, and the lease goes.
+func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snapshotter, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) error {
+	return undoing(func(ctx context.Context, cmd *cli.Command) error { return s.transferLocally(ctx, cmd, sn, out, fn) })(ctx, cmd)
+}
+
+func (s *session) transferLocally(ctx context.Context, cmd *cli.Command, sn remote.Snapshotter, out *os.File, fn func(context.Context, *transfer.Service, transfer.ProgressFunc) error) (err error) {
 	engine := transfer.New(transfer.Options{
 		Scope: s.remoteStores(sn), MaxDownloads: cmd.Int("max-concurrent-downloads"), MaxUploads: cmd.Int("max-concurrent-uploaded-layers"), SyncFS: cmd.Bool("sync-fs"), TempDir: os.TempDir(),
 	})
@@ -46,11 +46,8 @@ func (s *session) locally(ctx context.Context, cmd *cli.Command, sn remote.Snaps
 		}
 		display.Update(m)
 	})
-	switch {
-	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
-		return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
-	case errdefs.IsUnavailable(err) && s.GetState() != connectivity.Ready:
-		return fmt.Errorf("the daemon has gone away, begin again when it is back: %w", err)
+	if errdefs.IsUnavailable(err) && s.GetState() != connectivity.Ready {
+		return fmt.Errorf("%w; begin again when it is back", err)
 	}
 	return err
 }

@@ -18,7 +18,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
+
+	"berth/cmd/ctr/output"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/grpclog"
@@ -62,14 +63,9 @@ func run(ctx context.Context, args []string) int {
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)
 	}
-	fmt.Fprintln(os.Stderr, "ctr:", oneLine(err))
+	fmt.Fprintln(os.Stderr, "ctr:", output.Message(err.Error()))
 	if e, ok := errors.AsType[withStatus](err); ok {
 		return e.status
 	}
 	return 1
-}
-
-// oneLine is the text of an error; joined errors are lines of their own.
-func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' }), "; ")
 }

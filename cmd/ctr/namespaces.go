@@ -69,10 +69,7 @@ func listNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) err
 		rows[i] = namespaceView{ns.Name, ns.Labels}
 	}
 	if cmd.Bool("quiet") {
-		for _, ns := range rows {
-			output.Line("%s", ns.Name)
-		}
-		return nil
+		return output.Names(rows, func(ns namespaceView) string { return ns.Name })
 	}
 	return output.List(cmd.String("format"), rows, output.Narrow, "NAME\tLABELS\t", func(ns namespaceView) string {
 		return fmt.Sprintf("%s\t%s\t", ns.Name, output.Labels(ns.Labels))
@@ -80,8 +77,8 @@ func listNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) err
 }
 
 func removeNamespacesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "a name"); err != nil {
-		return err
+	if !anyArgs(cmd, "name") {
+		return nil
 	}
 	return forEach(cmd.Args().Slice(), "unable to delete", func(name string) error {
 		_, err := namespacesapi.NewNamespacesClient(s).Delete(ctx, &namespacesapi.DeleteNamespaceRequest{Name: name})

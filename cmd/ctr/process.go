@@ -16,13 +16,16 @@ import (
 
 	"github.com/containerd/console"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // drainTime bounds the wait for output when the shim has let go of the process:
@@ -94,14 +97,57 @@ type exit struct {
 	err    error
 }
 
-// wait asks for the exit status, before the process is started.
+// forwardTime bounds the handing on of one signal: the next one may be a second
+// Ctrl-C because nothing happens.
+const forwardTime = 10 * time.Second
+
+// restartTime is how long a daemon that has gone away is waited for.
+const restartTime = time.Minute
+
+// lost says that nobody knows what becomes of a process, which runs on: nothing
+// that belongs to it may be taken away.
+type lost struct{ error }
+
+func (l lost) Unwrap() error { return l.error }
+
+func isLost(err error) bool {
+	_, ok := errors.AsType[lost](err)
+	return ok
+}
+
+func (p process) lost(err error) error {
+	if p.execID != "" {
+		return lost{fmt.Errorf("%w; the process runs on", err)}
+	}
+	return lost{fmt.Errorf("%w; the container runs on, 'ctr tasks attach %s' takes it up", err, p.id)}
+}
+
+// wait asks for the exit status, before the process is started. The process goes
+// on when the daemon ends: the next daemon is asked, or else the error is lost.
 func (p process) wait(ctx context.Context) <-chan exit {
 	c := make(chan exit, 1)
 	go func() {
-		resp, err := p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
-		c <- exit{resp.GetExitStatus(), err}
+		for {
+			resp, err := p.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: p.id, ExecID: p.execID})
+			if errdefs.IsUnavailable(err) && p.s.comesBack(ctx) {
+				continue
+			}
+			if err != nil && !errdefs.IsNotFound(err) {
+				err = p.lost(err)
+			}
+			c <- exit{resp.GetExitStatus(), err}
+			return
+		}
 	}()
 	return c
+}
+
+// comesBack waits for a daemon to answer again, and tells whether one does.
+func (s *session) comesBack(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, restartTime)
+	defer cancel()
+	_, err := versionapi.NewVersionClient(s).Version(ctx, &emptypb.Empty{}, grpc.WaitForReady(true))
+	return err == nil
 }
 
 // processIO says where the streams of a new process lead.
@@ -210,6 +256,30 @@ type foreground struct {
 	signals chan os.Signal
 	hold    chan struct{}
 	forward chan func(syscall.Signal)
+	alone   chan struct{} // an interrupt came, and no daemon is there to take it
+}
+
+func isInterrupt(sig syscall.Signal) bool {
+	return sig == syscall.SIGINT || sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == syscall.SIGQUIT
+}
+
+// outputClosed tells whether nobody reads our stdout or stderr any more.
+func outputClosed() bool {
+	fds := []unix.PollFd{{Fd: 1}, {Fd: 2}}
+	n, err := unix.Poll(fds, 0) // errors and hang-ups are reported unasked
+	return err == nil && n > 0
+}
+
+// ended waits for the end of p.
+func (f *foreground) ended(ctx context.Context, p process, exited <-chan exit) exit {
+	select {
+	case e := <-exited:
+		return e
+	case <-f.alone:
+		return exit{err: p.lost(errors.New("interrupted while the daemon is away"))}
+	case <-ctx.Done():
+		return exit{err: ctx.Err()}
+	}
 }
 
 // starting keeps signals for the process, whose output may be seen before its
@@ -219,14 +289,13 @@ func (f *foreground) starting() { f.hold <- struct{}{} }
 // interruptible is a context that an interrupt ends until started is called.
 func interruptible(ctx context.Context) (context.Context, *foreground, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	f := &foreground{signals: make(chan os.Signal, 128), hold: make(chan struct{}), forward: make(chan func(syscall.Signal))}
+	f := &foreground{signals: make(chan os.Signal, 128), hold: make(chan struct{}), forward: make(chan func(syscall.Signal)), alone: make(chan struct{}, 1)}
 	signal.Notify(f.signals)
 	stopped := make(chan struct{})
 	go func() {
 		handle := func(sig syscall.Signal) {
-			switch sig {
-			case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT:
-				cancel(fmt.Errorf("interrupted by %s before the process was started", sig))
+			if isInterrupt(sig) {
+				cancel(withStatus{fmt.Errorf("interrupted by %s before the process was started", unix.SignalName(sig)), 128 + int(sig)})
 			}
 		}
 		var held []syscall.Signal
@@ -266,17 +335,31 @@ func (f *foreground) started(ctx context.Context, p process, con console.Console
 				p.resize(ctx, con)
 			}
 		default:
-			if err := p.kill(ctx, sig, false); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+			if sig == unix.SIGPIPE && !outputClosed() {
+				return // the daemon's connection has broken, which is not the process's affair
+			}
+			ctx, cancel := context.WithTimeout(ctx, forwardTime)
+			err := p.kill(ctx, sig, false)
+			cancel()
+			if isInterrupt(sig) && (errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err)) {
+				select {
+				case f.alone <- struct{}{}:
+				default:
+				}
+			} else if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 				fmt.Fprintf(os.Stderr, "ctr: forwarding %s: %v\n", sig, err)
 			}
 		}
 	}
 }
 
-// runProcess waits for p, started by start, with its IO and our signals, deletes
-// it, and returns its status. The process exists already; on an error before its
-// start it is removed.
-func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, beforeStart func() error) (status uint32, err error) {
+// runProcess starts p, waits for it with its IO and our signals, deletes it, and
+// returns its status, or the error lost. The process exists already; on an error
+// before its start it is removed. It closes the IO.
+func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, beforeStart func() error) (status uint32, started bool, err error) {
+	defer func() {
+		pio.close(!isLost(err))
+	}()
 	waitCtx := context.WithoutCancel(ctx)
 	exited := p.wait(waitCtx)
 	if err = beforeStart(); err == nil {
@@ -290,7 +373,7 @@ func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, b
 		ctx, cancel := afterwards(ctx)
 		defer cancel()
 		p.destroy(ctx)
-		return 0, startError(err)
+		return 0, false, startError(err)
 	}
 	if pio.copier != nil {
 		pio.copier.Started()
@@ -299,22 +382,19 @@ func runProcess(ctx context.Context, f *foreground, p process, pio *processIO, b
 		p.resize(ctx, pio.con)
 	}
 	f.started(waitCtx, p, pio.con)
-	select {
-	case e := <-exited:
-		if e.err != nil {
-			return 0, e.err
-		}
-		status = e.status
-	case <-ctx.Done(): // --timeout
-		ctx, cancel := afterwards(ctx)
-		defer cancel()
-		return 0, errors.Join(context.DeadlineExceeded, p.destroy(ctx))
-	}
+	end := f.ended(ctx, p, exited)
+	timedOut := ctx.Err() != nil // --timeout
 	ctx, cancel := afterwards(ctx)
 	defer cancel()
+	switch {
+	case end.err != nil && timedOut:
+		return 0, true, errors.Join(context.DeadlineExceeded, p.destroy(ctx))
+	case end.err != nil:
+		return 0, true, end.err
+	}
 	_, err = p.delete(ctx)
 	pio.finish()
-	return status, ignoreNotFound(err)
+	return end.status, true, ignoreNotFound(err)
 }
 
 // startError gives the failure to find or execute the command the status that a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"berth/cmd/ctr/output"
 	"berth/internal/version"
 
 	"github.com/urfave/cli/v3"
@@ -77,8 +78,21 @@ func prepare(c *cli.Command, path string, examples map[string][]string) {
 	if len(c.Commands) > 0 && c.Action == nil {
 		c.Action = groupAction
 	}
+	if c.Action != nil && findFlag([]*cli.Command{c}, "format") != nil {
+		c.Action = checkFormat(c.Action)
+	}
 	for _, sub := range c.Commands {
 		prepare(sub, strings.TrimSpace(path+" "+sub.Name), examples)
+	}
+}
+
+// checkFormat refuses a bad --format before anything is done or waited for.
+func checkFormat(action cli.ActionFunc) cli.ActionFunc {
+	return func(ctx context.Context, cmd *cli.Command) error {
+		if err := output.Check(cmd.String("format")); err != nil {
+			return err
+		}
+		return action(ctx, cmd)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -57,7 +58,7 @@ func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
 	defer func() {
 		// Differs from containerd: a container whose process could not be started
 		// does not stay behind, so that the same command can be tried again.
-		if !remove && (ran || err == nil) {
+		if isLost(err) || !remove && (ran || err == nil) {
 			return
 		}
 		if e := removeContainer(ctx, s, c.record, false); e != nil && err == nil {
@@ -84,9 +85,9 @@ func runAction(ctx context.Context, cmd *cli.Command, s *session) (err error) {
 	return exitWith(status)
 }
 
-// interrupted is the reason that ctx ended for, when it did.
+// interrupted is the interrupt that ended ctx, when one did.
 func interrupted(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return context.Cause(ctx)
 	}
 	return err
@@ -116,16 +117,14 @@ func runTask(ctx context.Context, cmd *cli.Command, s *session, front *foregroun
 		return err
 	}
 	defer func() {
-		if attached && (!detach || !started) {
+		if attached && !isLost(err) && (!detach || !started) {
 			if e := c.network.detach(ctx, s, c.record.ID); e != nil {
 				output.Warn("%v", e)
 			}
 		}
 	}()
 	if !detach {
-		status, err = runProcess(ctx, front, p, pio, func() error { started = true; return beforeStart() })
-		pio.close(true)
-		return status, started && err == nil, err
+		return runProcess(ctx, front, p, pio, beforeStart)
 	}
 	if err = beforeStart(); err == nil {
 		err = p.start(ctx)

@@ -137,10 +137,7 @@ func listSandboxesAction(ctx context.Context, cmd *cli.Command, s *session) erro
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, sb := range rows {
-			output.Line("%s", sb.ID)
-		}
-		return nil
+		return output.Names(rows, func(sb sandboxView) string { return sb.ID })
 	}
 	return output.List(cmd.String("format"), rows, output.Narrow, "ID\tCREATED\tRUNTIME\t", func(v sandboxView) string {
 		return fmt.Sprintf("%s\t%s\t%s\t", v.ID, v.CreatedAt, v.Runtime.Name)
@@ -164,8 +161,8 @@ func sandboxInfoAction(ctx context.Context, cmd *cli.Command, s *session) error 
 }
 
 func removeSandboxesAction(ctx context.Context, cmd *cli.Command, s *session) error {
-	if err := needArgs(cmd, "sandbox id"); err != nil {
-		return err
+	if !anyArgs(cmd, "sandbox id") {
+		return nil
 	}
 	return forEach(cmd.Args().Slice(), "unable to remove sandbox", func(id string) error {
 		sb, err := getSandbox(ctx, s, id)

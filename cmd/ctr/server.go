@@ -271,10 +271,7 @@ func listPluginsAction(ctx context.Context, cmd *cli.Command, s *session) error 
 	}
 	switch {
 	case cmd.Bool("quiet"):
-		for _, p := range rows {
-			output.Line("%s", p.ID)
-		}
-		return nil
+		return output.Names(rows, func(p pluginView) string { return p.ID })
 	case cmd.Bool("detailed"):
 		return printPlugins(rows)
 	}

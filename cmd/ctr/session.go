@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -65,6 +67,34 @@ func withSession(fn func(ctx context.Context, cmd *cli.Command, s *session) erro
 	}
 }
 
+// againTime is when an interrupt is a second one.
+const againTime = time.Second
+
+// undoing lets Ctrl-C, or the end of whoever reads our output, end an action that
+// has something to take back then. Another one ends ctr, but not the copy of the first that programs such as
+// timeout send to the process and to its group.
+func undoing(action cli.ActionFunc) cli.ActionFunc {
+	return func(ctx context.Context, cmd *cli.Command) error {
+		// What nohup and the shells' & have ctr ignore stays ignored.
+		ends := slices.DeleteFunc([]os.Signal{os.Interrupt, syscall.SIGHUP}, signal.Ignored)
+		ctx, stop := signal.NotifyContext(ctx, append(ends, syscall.SIGTERM)...)
+		defer stop()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(againTime, stop) })()
+		// A closed pipe is the error of a write then, and not the end of ctr.
+		broken := make(chan os.Signal, 1)
+		signal.Notify(broken, syscall.SIGPIPE)
+		defer signal.Stop(broken)
+		err := action(ctx, cmd)
+		switch {
+		case err != nil && errors.Is(ctx.Err(), context.Canceled):
+			return withStatus{errors.New("interrupted"), 128 + int(syscall.SIGINT)}
+		case outputClosed() && errors.Is(err, syscall.EPIPE):
+			return exitStatus(128 + int(syscall.SIGPIPE)) // as without a handler, and as quiet
+		}
+		return err
+	}
+}
+
 // withNamespace makes calls happen in a namespace, and no longer in another.
 func withNamespace(ctx context.Context, name string) context.Context {
 	md, _ := metadata.FromOutgoingContext(ctx)
@@ -113,7 +143,9 @@ func dial(address string, timeout time.Duration, debug bool) (conn *grpc.ClientC
 	if debug {
 		unary = timedCalls
 	}
-	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: timeout}
+	again := backoff.DefaultConfig
+	again.BaseDelay, again.MaxDelay = 100*time.Millisecond, time.Second // a local socket: to try costs nothing
+	params := grpc.ConnectParams{Backoff: again, MinConnectTimeout: timeout}
 	conn, err = grpc.NewClient("passthrough:///"+path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(params),
@@ -174,7 +206,7 @@ func (u unreachable) Error() string {
 
 func nativeErrors(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, cc, opts...)
-	return explain(method, err, errgrpc.ToNative(err))
+	return explain(cc.Target(), method, err, errgrpc.ToNative(err))
 }
 
 func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -187,14 +219,14 @@ func timedCalls(ctx context.Context, method string, req, reply any, cc *grpc.Cli
 func nativeStreamErrors(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	s, err := streamer(ctx, desc, cc, method, opts...)
 	if err != nil {
-		return nil, explain(method, err, errgrpc.ToNative(err))
+		return nil, explain(cc.Target(), method, err, errgrpc.ToNative(err))
 	}
-	return nativeStream{s, method}, nil
+	return nativeStream{s, cc.Target(), method}, nil
 }
 
 type nativeStream struct {
 	grpc.ClientStream
-	method string
+	target, method string
 }
 
 func (s nativeStream) RecvMsg(m any) error {
@@ -202,7 +234,7 @@ func (s nativeStream) RecvMsg(m any) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return explain(s.method, err, errgrpc.ToNative(err))
+	return explain(s.target, s.method, err, errgrpc.ToNative(err))
 }
 
 // receive hands on the messages of a stream until its end, or until each fails.

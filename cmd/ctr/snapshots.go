@@ -48,7 +48,7 @@ func snapshotsCommand() *cli.Command {
 					&cli.BoolFlag{Name: "keep", Usage: "Keep diff content. up to creator to delete it."},
 					labelFlag(),
 				},
-				Action: withSnapshots(diffSnapshots),
+				Action: undoing(withSnapshots(diffSnapshots)),
 			},
 			{Name: "info", Usage: "Get info about a snapshot", ArgsUsage: "<key>", Flags: []cli.Flag{formatFlag()}, Action: withSnapshots(snapshotInfo)},
 			{Name: "list", Aliases: []string{"ls"}, Usage: "List snapshots", Flags: []cli.Flag{formatFlag()}, Action: withSnapshots(listSnapshots)},
@@ -67,7 +67,7 @@ func snapshotsCommand() *cli.Command {
 					&cli.BoolFlag{Name: "sync-fs", Usage: "Synchronize the underlying filesystem containing files when unpack images, false by default"},
 					snapshotterFlag(),
 				},
-				Action: withSnapshots(unpackByDigest),
+				Action: undoing(withSnapshots(unpackByDigest)),
 			},
 			{
 				Name: "usage", Usage: "Usage snapshots", ArgsUsage: "[flags] [<key>, ...]",
@@ -254,8 +254,8 @@ func commitSnapshot(ctx context.Context, cmd *cli.Command, sn snapshotter) error
 }
 
 func removeSnapshots(ctx context.Context, cmd *cli.Command, sn snapshotter) error {
-	if err := needArgs(cmd, "a snapshot key"); err != nil {
-		return err
+	if !anyArgs(cmd, "snapshot key") {
+		return nil
 	}
 	for _, key := range cmd.Args().Slice() {
 		if _, err := sn.Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: sn.name, Key: key}); err != nil {

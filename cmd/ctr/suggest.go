@@ -26,13 +26,20 @@ type absent struct {
 func (a absent) Unwrap() error { return a.error }
 
 // explain adds to the error of a call what helps with it.
-func explain(method string, before, err error) error {
-	service := path.Base(path.Dir(method))
+func explain(target, method string, before, err error) error {
+	service, target := path.Base(path.Dir(method)), strings.TrimPrefix(target, "passthrough:///")
+	said := status.Convert(before).Message() // gRPC's own words, when the daemon has none
 	switch {
 	case err == nil:
 		return nil
 	case errdefs.IsNotFound(err):
 		return absent{err, service}
+	case errdefs.IsUnavailable(err) && (strings.HasPrefix(said, "error reading from server") || strings.Contains(said, "Error while dialing")):
+		return fmt.Errorf("the daemon at %s has gone away meanwhile: %w", target, errdefs.ErrUnavailable)
+	case errdefs.IsUnavailable(err) && strings.HasPrefix(said, "connection error"):
+		return fmt.Errorf("the daemon at %s takes connections but does not answer: %w", target, errdefs.ErrUnavailable)
+	case errdefs.IsDeadlineExceeded(err) && strings.Contains(said, "waiting for connections to become ready"):
+		return fmt.Errorf("the daemon at %s takes connections but has not answered in time: %w", target, context.DeadlineExceeded)
 	case status.Code(before) == codes.Unimplemented && strings.Contains(err.Error(), "unknown service"):
 		return fmt.Errorf("the daemon does not offer %s: it is too old for this command, or its plugin is off ('ctr plugins ls'): %w", service, err)
 	}
@@ -120,7 +127,7 @@ func meant(word string, names []string) string {
 
 // didYouMean is ", did you mean X?" when a name is near word, or empty.
 func didYouMean(word string, names []string) string {
-	best, at := "", 1+len(word)/3
+	best, at := "", 1+len(word)/4
 	for _, name := range names {
 		if len(name) < 2 {
 			continue

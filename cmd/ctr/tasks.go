@@ -40,7 +40,7 @@ func tasksCommand() *cli.Command {
 					&cli.StringFlag{Name: "image-path", Usage: "Path to criu image files"},
 					&cli.StringFlag{Name: "work-path", Usage: "Path to criu work files and logs"},
 				},
-				Action: withSession(checkpointTaskAction),
+				Action: undoing(withSession(checkpointTaskAction)),
 			},
 			{
 				Name: "delete", Aliases: []string{"del", "remove", "rm"}, Usage: "Delete one or more tasks", ArgsUsage: "CONTAINER [CONTAINER, ...]",
@@ -202,8 +202,7 @@ func execAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		}
 		return nil
 	}
-	status, err := runProcess(ctx, front, p, pio, func() error { return nil })
-	pio.close(true)
+	status, _, err := runProcess(ctx, front, p, pio, func() error { return nil })
 	if err != nil {
 		return interrupted(ctx, err)
 	}
@@ -259,7 +258,7 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		p.resize(ctx, pio.con)
 	}
 	front.started(ctx, p, pio.con)
-	e := <-exited
+	e := front.ended(ctx, p, exited)
 	if e.err != nil {
 		return interrupted(ctx, e.err)
 	}
@@ -272,6 +271,9 @@ func attachAction(ctx context.Context, cmd *cli.Command, s *session) error {
 }
 
 func deleteTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
+	if cmd.String("exec-id") == "" && !anyArgs(cmd, "container id") {
+		return nil
+	}
 	if err := needArgs(cmd, "container id"); err != nil {
 		return err
 	}
@@ -407,10 +409,7 @@ func listTasksAction(ctx context.Context, cmd *cli.Command, s *session) error {
 		return err
 	}
 	if cmd.Bool("quiet") {
-		for _, t := range list {
-			output.Line("%s", t.ID)
-		}
-		return nil
+		return output.Names(list, func(t *task.Process) string { return t.ID })
 	}
 	rows := make([]taskView, len(list))
 	for i, t := range list {

@@ -334,6 +334,9 @@ func readKeys(con console.Console, keys chan<- byte) {
 	}
 }
 
+// topFigures is the width of a line without its name and its curves.
+const topFigures = 59
+
 // drawTop is a whole screen.
 func drawTop(rows []topView, order string, failure error, width, height int) []byte {
 	if compare, err := topOrder(order); err == nil {
@@ -351,13 +354,13 @@ func drawTop(rows []topView, order string, failure error, width, height int) []b
 	b.WriteString("\x1b[H")
 	line(fmt.Sprintf("%d running, CPU %.1f%%, memory %s, read %s/s, write %s/s", len(rows), cpu, output.Size(int64(memory)), output.Size(int64(read)), output.Size(int64(write))))
 	if failure != nil {
-		line("the daemon does not answer: " + oneLine(failure))
+		line("the daemon does not answer: " + output.Message(failure.Error()))
 	} else {
 		line("sorted by " + order + "; c m i p n sort by CPU, memory, IO, processes, name; q ends")
 	}
-	names = min(names, 24)
-	// What is left of the line is for the two curves.
-	graph := min(max((width-names-59)/2, 0), curveLength)
+	// Names give way to the figures, and what is left of the line is for two curves.
+	names = min(names, max(8, min(24, width-topFigures)))
+	graph := min(max((width-names-topFigures)/2, 0), curveLength)
 	line(fmt.Sprintf("\x1b[7m%-*s %6s %-*s %10s %10s %-*s %10s %10s %5s\x1b[27m", names, "TASK", "CPU%", graph, "", "MEMORY", "LIMIT", graph, "", "READ/S", "WRITE/S", "PIDS"))
 	for i, r := range rows {
 		if i+4 >= height {

@@ -124,7 +124,7 @@ func checkPrograms(_ context.Context, e *exam) {
 	if path := e.program(shim); path != "" {
 		e.ok(shim, "%s", path)
 	} else {
-		e.add(shim, Problem, "not on the PATH: no container can be started", "make install, or put it beside containerd")
+		e.add(shim, Problem, "neither beside containerd nor on the PATH: no container can be started", "make install, or put it beside containerd")
 	}
 	for _, p := range []struct{ name, use string }{
 		{"criu", "checkpoint and restore"}, {"mkfs.erofs", "the snapshotter erofs"}, {"newuidmap", "rootless use"}, {"iptables", "the CNI plugin portmap"},

@@ -106,7 +106,7 @@ func TestFaults(t *testing.T) {
 		"no forwarding":       {map[string]string{"proc/sys/net/ipv4/ip_forward": "0"}, Warning, "net.ipv4.ip_forward=1"},
 		"no br_netfilter":     {map[string]string{"proc/sys/net/bridge/bridge-nf-call-iptables": "remove"}, Warning, "modprobe br_netfilter"},
 		"no name server":      {map[string]string{"etc/resolv.conf": "search x\n"}, Warning, "nameserver ADDRESS"},
-		"no shim":             {map[string]string{"bin/containerd-shim-runc-v2": "remove"}, Problem, "not on the PATH"},
+		"no shim":             {map[string]string{"bin/containerd-shim-runc-v2": "remove"}, Problem, "nor on the PATH"},
 		"broken hosts.toml":   {map[string]string{"etc/certs.d/x/hosts.toml": "server = "}, Problem, "hosts.toml"},
 		"strange registry":    {map[string]string{"etc/certs.d/x/hosts.toml": "server = 'https://'"}, Warning, "not an address"},
 		"bundle without shim": {map[string]string{"run/containerd/" + bundleDir + "/default/c2/init": ""}, Warning, "c2 belongs to no running shim"},

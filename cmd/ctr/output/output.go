@@ -4,6 +4,7 @@ package output
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,9 +12,11 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"text/template"
+	"unicode"
 
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -52,7 +55,7 @@ func List[T any](format string, rows []T, style Style, header string, row func(T
 		w := style.Table(out)
 		fmt.Fprintln(w, header)
 		for _, r := range rows {
-			fmt.Fprintln(w, row(r))
+			fmt.Fprintln(w, printable(row(r)))
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -68,39 +71,80 @@ func List[T any](format string, rows []T, style Style, header string, row func(T
 	if err != nil {
 		return err
 	}
-	for _, r := range rows {
-		if err := execute(t, r); err != nil {
-			return err
-		}
-	}
-	return nil
+	return execute(t, rows)
 }
 
-// execute prints one thing and ends the line.
-func execute(t *template.Template, v any) error {
-	if err := t.Execute(os.Stdout, v); err != nil {
-		if names := fields(v); names != "" && strings.Contains(err.Error(), "can't evaluate field") {
-			_, field, _ := strings.Cut(err.Error(), "can't evaluate field ")
-			field, _, _ = strings.Cut(field, " ")
-			return fmt.Errorf("--format: there is no field %s; there are %s", field, names)
+// Names prints a line for each row: what --quiet leaves of a list, for scripts.
+func Names[T any](rows []T, name func(T) string) error {
+	out := bufio.NewWriter(os.Stdout)
+	for _, r := range rows {
+		fmt.Fprintln(out, name(r))
+	}
+	return out.Flush()
+}
+
+// execute prints a line for each row, or none of them.
+func execute[T any](t *template.Template, rows []T) error {
+	var out bytes.Buffer
+	for _, r := range rows {
+		if err := t.Execute(&out, r); err != nil {
+			return explain(err, r)
 		}
+		out.WriteByte('\n')
+	}
+	_, err := os.Stdout.Write(out.Bytes())
+	return err
+}
+
+// explain names the fields that there are where a template wants another one.
+func explain(err error, row any) error {
+	before, after, ok := strings.Cut(err.Error(), "can't evaluate field ")
+	if !ok {
 		return fmt.Errorf("--format: %w", err)
 	}
-	fmt.Println()
-	return nil
+	field, holder, _ := strings.Cut(after, " in type ")
+	_, path, _ := strings.Cut(before, "<") // of what is evaluated, such as .Target.Foo
+	path, _, _ = strings.Cut(path, ">")
+	v := reflect.ValueOf(row)
+	for _, name := range strings.Split(strings.Trim(path, "."), ".") {
+		if name == field {
+			break
+		}
+		if v = member(v, name); !v.IsValid() {
+			break
+		}
+	}
+	names := fields(v)
+	// Inside of range or with, the path does not begin at the row.
+	if names == "" || holder != "interface {}" && reflect.Indirect(v).Type().String() != strings.TrimPrefix(holder, "*") {
+		return fmt.Errorf("--format: there is no field %s in %s", field, holder[strings.LastIndexByte(holder, '.')+1:])
+	}
+	return fmt.Errorf("--format: there is no field %s; there are %s", field, names)
+}
+
+// member is a field of a struct or an entry of a map, invalid when there is none.
+func member(v reflect.Value, name string) reflect.Value {
+	switch v = reflect.Indirect(v); v.Kind() {
+	case reflect.Struct:
+		v = v.FieldByName(name)
+	case reflect.Map:
+		v = v.MapIndex(reflect.ValueOf(name))
+	default:
+		return reflect.Value{}
+	}
+	if v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	return v
 }
 
 // fields names those of a struct, empty for another type.
-func fields(v any) string {
-	t := reflect.TypeOf(v)
-	for t != nil && t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	if t == nil || t.Kind() != reflect.Struct {
+func fields(v reflect.Value) string {
+	if v = reflect.Indirect(v); v.Kind() != reflect.Struct {
 		return ""
 	}
 	var names []string
-	for f := range t.Fields() {
+	for f := range v.Type().Fields() {
 		if f.IsExported() {
 			names = append(names, "."+f.Name)
 		}
@@ -130,7 +174,18 @@ func One(format string, v any) error {
 	if err != nil {
 		return err
 	}
-	return execute(t, v)
+	return execute(t, []any{v})
+}
+
+// Check is an error when format is none: a command says so before it does anything.
+// Compat: some commands of containerd's ctr call the table default.
+func Check(format string) error {
+	switch format {
+	case "", "json", "table", "default":
+		return nil
+	}
+	_, err := parse(format)
+	return err
 }
 
 func parse(format string) (*template.Template, error) {
@@ -161,7 +216,33 @@ func JSON(v any) error {
 func Line(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
 // Warn prints a line on stderr.
-func Warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "ctr: "+format+"\n", args...) }
+func Warn(format string, args ...any) {
+	fmt.Fprintln(os.Stderr, "ctr:", Message(fmt.Sprintf(format, args...)))
+}
+
+// printable writes the control characters of s, tabs excepted, as Go does: what
+// comes from images and registries must neither break a table nor steer a terminal.
+func printable(s string) string {
+	control := func(r rune) bool { return r != '\t' && unicode.IsControl(r) }
+	if strings.IndexFunc(s, control) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if control(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// Message is s on one line that a terminal can be trusted with: line ends become
+// "; ", other control characters visible.
+func Message(s string) string {
+	return printable(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' }), "; "))
+}
 
 // Dash is s, or - when it is empty.
 func Dash(s string) string {
@@ -175,7 +256,7 @@ func Dash(s string) string {
 func Labels(m map[string]string) string {
 	pairs := make([]string, 0, len(m))
 	for _, key := range slices.Sorted(maps.Keys(m)) {
-		pairs = append(pairs, key+"="+m[key])
+		pairs = append(pairs, strings.ReplaceAll(key+"="+m[key], "\t", `\t`))
 	}
 	return strings.Join(pairs, ",")
 }
