@@ -13,9 +13,11 @@ import (
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // A spare ends with its daemon, and shows what it has become.
@@ -109,21 +111,25 @@ func TestSpareAgain(t *testing.T) {
 	}
 }
 
-// A process with children that are not its containers' does not serve again.
+// A process that was put into a cgroup of a container's choice does not serve again.
 func TestSpareNotAgain(t *testing.T) {
-	w := newWorld(t, []string{"sleep", "1000"}, nil)
-	w.create(nil)
-	w.start()
-	// Shut down with its container: the daemon's word is final.
-	if _, err := w.Shutdown(t.Context(), &task.ShutdownRequest{ID: w.id, Now: true}); err != nil {
+	w := newWorld(t, []string{"true"}, nil)
+	raw, err := proto.Marshal(&options.Options{ShimCgroup: "/"})
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.create(&task.CreateTaskRequest{Options: &anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: raw}})
+	w.start()
+	w.wait("")
+	w.delete("")
 	w.client.Close()
 	var reply struct{ Idle bool }
 	if err := w.said.Decode(&reply); err == nil {
-		t.Errorf("it says %+v with a container left", reply)
+		t.Errorf("it says %+v in another cgroup", reply)
 	}
-	call(t, w.dir, nil, nil, "-namespace", namespace, "-id", w.id, "-bundle", w.dir, "delete")
+	if err := w.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 func commandLine(t *testing.T, pid int) string {

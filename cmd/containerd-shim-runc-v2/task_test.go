@@ -431,8 +431,10 @@ func TestDaemonAway(t *testing.T) {
 func TestShutdown(t *testing.T) {
 	w := newWorld(t, []string{"sleep", "1000"}, nil)
 	w.create(nil)
-	if _, err := w.Shutdown(t.Context(), &task.ShutdownRequest{ID: w.id}); err != nil {
-		t.Fatal(err)
+	for _, now := range []bool{false, true} {
+		if _, err := w.Shutdown(t.Context(), &task.ShutdownRequest{ID: w.id, Now: now}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w.start() // a shim with a container stays
 	c, err := w.Connect(t.Context(), &task.ConnectRequest{ID: w.id})

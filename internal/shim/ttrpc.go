@@ -221,8 +221,8 @@ func (a *taskAPI) Connect(ctx context.Context, r *api.ConnectRequest) (*api.Conn
 }
 
 func (a *taskAPI) Shutdown(ctx context.Context, r *api.ShutdownRequest) (*api.Empty, error) {
-	// Compat: a shim that has other containers stays, and says nothing.
-	if a.s.empty() || r.Now {
+	// Compat: a shim that has containers stays, and says nothing, however urgent it is.
+	if a.s.empty() {
 		a.shutdown(r.Now)
 	}
 	return new(api.Empty), nil
