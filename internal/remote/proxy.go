@@ -146,11 +146,11 @@ func (p *Proxy) limit(ctx context.Context, method string) (context.Context, cont
 	return context.WithTimeoutCause(ctx, d, errLimit)
 }
 
-// reach finds out by a look at the socket whether a connection that has failed
-// is worth waiting for.
+// reach finds out by a look at the socket whether a connection that is not there is
+// worth waiting for, and if so waits. What the call then finds tells the rest: a
+// connection, or why there is none.
 func (p *Proxy) reach(ctx context.Context) error {
-	state := p.conn.GetState()
-	if state == connectivity.Ready {
+	if p.conn.GetState() == connectivity.Ready {
 		return nil
 	}
 	d := net.Dialer{Timeout: probeTimeout}
@@ -160,13 +160,27 @@ func (p *Proxy) reach(ctx context.Context) error {
 		return p.unavailable(err)
 	}
 	probe.Close()
-	if state == connectivity.TransientFailure {
-		p.conn.ResetConnectBackoff()
-		wait, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		p.conn.WaitForStateChange(wait, state)
+	wait, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	// An attempt that began before the process was back may be about to fail: the
+	// one after it counts.
+	for failures := 0; ; {
+		state := p.conn.GetState()
+		switch state {
+		case connectivity.Ready, connectivity.Shutdown:
+			return nil
+		case connectivity.Idle:
+			p.conn.Connect()
+		case connectivity.TransientFailure:
+			if failures++; failures > 1 {
+				return nil
+			}
+			p.conn.ResetConnectBackoff()
+		}
+		if !p.conn.WaitForStateChange(wait, state) {
+			return nil
+		}
 	}
-	return nil
 }
 
 // outcome says whose fault an error is.
