@@ -57,19 +57,22 @@ func (s *Streams) IsUntaken() bool {
 }
 
 func (f *fifoOutput) isUntaken() bool {
+	// In the order that bytes go, so that none on their way is missed. Of a terminal
+	// or pipe that fails nothing more comes.
+	toCome, err := unread(f.src)
+	if err != nil {
+		toCome = 0
+	}
 	moved := f.moved.Load()
 	inFIFO, err := unread(f.dst)
-	if err != nil { // closed: the stream is at its end
+	if err != nil { // closed: the stream is at its end, and all is counted
+		moved = f.moved.Load()
 		return moved > 0 && f.holds(moved)
 	}
 	if inFIFO < moved {
 		return false
 	}
-	// A terminal or pipe that fails is at its end.
-	if n, err := unread(f.src); err == nil && n > 0 {
-		return true
-	}
-	return inFIFO > 0
+	return inFIFO > 0 || toCome > 0
 }
 
 // holds tells whether there are as many bytes in the FIFO and a reader for them.
