@@ -455,7 +455,9 @@ func openRemote(cmd *cli.Command, ref string) (*registry.Remote, error) {
 	return registry.NewRemote(ref, opts)
 }
 
-func fetchObjectAction(ctx context.Context, cmd *cli.Command) error {
+// withRemote resolves the reference that is the argument and calls fn with what its
+// registry has there.
+func withRemote(ctx context.Context, cmd *cli.Command, fn func(*registry.Remote, ispec.Descriptor) error) error {
 	if err := needArgs(cmd, "an image reference"); err != nil {
 		return err
 	}
@@ -468,7 +470,11 @@ func fetchObjectAction(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	return printRemote(ctx, r, desc)
+	return fn(r, desc)
+}
+
+func fetchObjectAction(ctx context.Context, cmd *cli.Command) error {
+	return withRemote(ctx, cmd, func(r *registry.Remote, desc ispec.Descriptor) error { return printRemote(ctx, r, desc) })
 }
 
 func fetchBlobAction(ctx context.Context, cmd *cli.Command) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/urfave/cli/v3"
@@ -17,12 +18,18 @@ import (
 // are its own, and the directory of its program. Those not given are empty.
 type daemonFlags struct{ config, root, state, programs string }
 
+// runningTime is how long a daemon may take to say who it is.
+const runningTime = 2 * time.Second
+
 // runningDaemon finds out with which flags the daemon was started that listens
 // at the address; empty when none answers or it is on another host.
 func runningDaemon(ctx context.Context, cmd *cli.Command) daemonFlags {
+	// One that hangs is told of later, by who examines it, and is waited for there.
+	ctx, cancel := context.WithTimeout(ctx, runningTime)
+	defer cancel()
 	ctx, s, end, err := connect(ctx, cmd)
 	if err != nil {
-		return daemonFlags{} // told later, by those who need it
+		return daemonFlags{}
 	}
 	defer end()
 	server, err := introspectionapi.NewIntrospectionClient(s).Server(ctx, &emptypb.Empty{})

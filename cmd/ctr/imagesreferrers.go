@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"berth/cmd/ctr/output"
+	"berth/internal/registry"
 
 	ispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
@@ -24,23 +25,13 @@ func referrersCommand() *cli.Command {
 }
 
 func referrersAction(ctx context.Context, cmd *cli.Command) error {
-	if err := needArgs(cmd, "an image reference"); err != nil {
-		return err
-	}
-	r, err := openRemote(cmd, cmd.Args().First())
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	desc, err := r.Resolve(ctx)
-	if err != nil {
-		return err
-	}
-	list, err := r.Referrers(ctx, desc.Digest, cmd.String("artifact-type"))
-	if err != nil {
-		return err
-	}
-	return output.List(cmd.String("format"), list, output.Narrow, "DIGEST\tARTIFACT TYPE\tSIZE\tANNOTATIONS\t", func(d ispec.Descriptor) string {
-		return fmt.Sprintf("%s\t%s\t%s\t%s\t", d.Digest, output.Dash(d.ArtifactType), output.Size(d.Size), output.Dash(output.Labels(d.Annotations)))
+	return withRemote(ctx, cmd, func(r *registry.Remote, desc ispec.Descriptor) error {
+		list, err := r.Referrers(ctx, desc.Digest, cmd.String("artifact-type"))
+		if err != nil {
+			return err
+		}
+		return output.List(cmd.String("format"), list, output.Narrow, "DIGEST\tARTIFACT TYPE\tSIZE\tANNOTATIONS\t", func(d ispec.Descriptor) string {
+			return fmt.Sprintf("%s\t%s\t%s\t%s\t", d.Digest, output.Dash(d.ArtifactType), output.Size(d.Size), output.Dash(output.Labels(d.Annotations)))
+		})
 	})
 }
